@@ -1,0 +1,157 @@
+"""What flows between the stages: plain frozen records, no arrays, no torch, no I/O.
+
+Field values that come from a corpus file verbatim (segmentations, extra keys) are `JsonValue`: whatever `json.loads` may give.
+They are parsed where they are used and written back unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonObject: TypeAlias = "dict[str, JsonValue]"
+RegionId: TypeAlias = "int | str | None"
+
+DecidedBy = Literal["exact", "synonym", "inflection", "phrase", "embedding"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One class-agnostic mask or box of an image, as the corpus file gives it.
+
+    key: unique within the corpus: the id as text, with "#2", "#3" ... appended for later rows of a repeated id, or "row N".
+    region_id: the id verbatim; None where the row has none.
+    annotation_id: the id to keep in labels.json: set only where it is a positive integer that no other row uses.
+    segmentation: verbatim polygons or RLE; None where the row has none.
+    box_xywh: left, top, width, height in upright image pixels, verbatim; None where the row has none.
+    extra: the row's other keys, verbatim; never holds category_id, caption or score (they must not reach a labeler).
+    problem: why this region cannot be labeled, found while reading (an orphan, an ambiguous image id); None if it can.
+    """
+
+    key: str
+    region_id: RegionId
+    annotation_id: int | None
+    segmentation: JsonValue = None
+    box_xywh: tuple[float, float, float, float] | None = None
+    is_crowd: bool = False
+    extra: JsonObject = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """One image row with its regions in file order.
+
+    row: the COCO image row verbatim (id, file_name, width, height and whatever else it had).
+    file_name: path relative to the image root; None where the row has none usable.
+    width_px, height_px: the size the row states, of the upright picture (EXIF applied); None where it states none.
+    """
+
+    row: JsonObject
+    file_name: str | None
+    width_px: int | None
+    height_px: int | None
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The unit of placing, retrying, resuming and determinism.
+
+    index: 0-based position in the plan. content_sha256: hex digest of the canonical JSON of images and stray regions.
+    stray_regions: rows whose image_id no image row has; each carries its `problem` and ends as a failure.
+    """
+
+    index: int
+    content_sha256: str
+    images: tuple[ImageRecord, ...]
+    stray_regions: tuple[Region, ...] = ()
+
+    @property
+    def num_regions(self) -> int:
+        return sum(len(image.regions) for image in self.images) + len(self.stray_regions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the model said of one region.
+
+    text: stripped free text. token_logprobs: natural-log probability of each generated token, end token included.
+    """
+
+    region_key: str
+    text: str
+    token_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A region that could not be labeled. reason names the file and the cause, in words for a person.
+
+    kind: a short stable word for counting: image, region, model, attempts.
+    """
+
+    region: Region
+    image_id: JsonValue
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snap:
+    """The outcome of snapping one text to a vocabulary.
+
+    category_id: None when it abstains; then `reason` says why and the nearest name is still on record.
+    similarity: cosine in [-1, 1] of the text and the nearest category (1.0 for the lexical steps).
+    margin: similarity minus that of the best other category, in [0, 2].
+    decided_by: the step that decided; None when it abstains.
+    """
+
+    category_id: int | None
+    nearest_name: str | None
+    similarity: float
+    margin: float
+    decided_by: DecidedBy | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """A region with its category. score in [0, 1]; text_score in [0, 1]; area in pixels of the mask; box in upright image pixels."""
+
+    region: Region
+    image_id: JsonValue
+    category_id: int
+    score: float
+    text: str
+    text_score: float
+    snap: Snap
+    box_xywh: tuple[float, float, float, float]
+    area_px: float
+    segmentation: JsonValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abstention:
+    """A region whose answer no category is near enough to."""
+
+    region: Region
+    image_id: JsonValue
+    text: str
+    text_score: float
+    snap: Snap
+    box_xywh: tuple[float, float, float, float]
+    area_px: float
+
+
+Outcome: TypeAlias = "Label | Abstention | Failure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """What became of one shard: its image rows (also those without regions) and one outcome a region, in shard order."""
+
+    index: int
+    images: tuple[JsonObject, ...]
+    outcomes: tuple[Outcome, ...]

@@ -1,0 +1,120 @@
+"""Configurations: RegionGPT (a vision tower and a language model as sub-configs) and the small EfficientNet-Lite tower."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, PretrainedConfig
+
+ConnectorKind = Literal["shared", "separate"]
+
+
+class EfficientNetLiteConfig(PretrainedConfig):
+    """EfficientNet-Lite: MBConv blocks without squeeze-and-excitation, ReLU6 (Tan and Le 2019; the Lite variants of TensorFlow's TPU models).
+
+    stages: rows of (blocks, kernel, stride, expansion, channels); the defaults are Lite0, 3.4 M parameters without the classifier.
+    """
+
+    model_type = "efficientnet_lite"
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        stem_channels: int = 32,
+        stages: list[list[int]] | None = None,
+        head_channels: int = 1280,
+        batch_norm_eps: float = 1e-3,
+        batch_norm_momentum: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        self.image_size = image_size
+        self.stem_channels = stem_channels
+        self.stages = stages or [
+            [1, 3, 1, 1, 16],
+            [2, 3, 2, 6, 24],
+            [2, 5, 2, 6, 40],
+            [3, 3, 2, 6, 80],
+            [3, 5, 1, 6, 112],
+            [4, 5, 2, 6, 192],
+            [1, 3, 1, 6, 320],
+        ]
+        self.head_channels = head_channels
+        self.batch_norm_eps = batch_norm_eps
+        self.batch_norm_momentum = batch_norm_momentum
+        super().__init__(**kwargs)
+
+    @property
+    def layer_channels(self) -> list[int]:
+        """Channels of every feature map, in the order of hidden_states: stem, stages, head."""
+        return [self.stem_channels, *(stage[4] for stage in self.stages), self.head_channels]
+
+
+class RegionGPTConfig(PretrainedConfig):
+    """RegionGPT (arXiv 2403.02330, section 3) with any transformers vision tower and causal language model, and zoom tokens beyond it.
+
+    vision_feature_layer: which hidden state is pooled (-2 for ViTs in the paper).
+    refine: two deconvolutions, 4x, before pooling (section 3.2); off is the paper's ablation.
+    image_tokens_per_side: side of the grid of image tokens after averaging the refined map back; None: the tower's own grid.
+    merge_size: m x m neighbouring image tokens are concatenated before a connector of their own (2 in SpatialRGPT's code); needs separate connectors.
+    connector: "shared" by image and region tokens (the paper's figure) or "separate" (SpatialRGPT's code).
+    tokens_per_region: k >= 1; above 1 the mask is cut into a grid of k parts of equal mass, one token each.
+    zoom_feature_layers: hidden states of the zoomed crop whose pooled features are joined; empty: no zoom tokens, plain RegionGPT.
+    """
+
+    model_type = "regiongpt"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config: PretrainedConfig | dict[str, Any] | None = None,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        image_size_px: int = 224,
+        vision_feature_layer: int = -2,
+        refine: bool = True,
+        image_tokens_per_side: int | None = None,
+        merge_size: int = 1,
+        connector: ConnectorKind = "shared",
+        tokens_per_region: int = 1,
+        zoom_feature_layers: list[int] | None = None,
+        image_token_id: int = 0,
+        region_token_id: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _sub_config(vision_config, "efficientnet_lite")
+        self.text_config = _sub_config(text_config, "llama")
+        self.image_size_px = image_size_px
+        self.vision_feature_layer = vision_feature_layer
+        self.refine = refine
+        self.image_tokens_per_side = image_tokens_per_side
+        self.merge_size = merge_size
+        self.connector = connector
+        self.tokens_per_region = tokens_per_region
+        self.zoom_feature_layers = list(zoom_feature_layers or [])
+        self.image_token_id = image_token_id
+        self.region_token_id = region_token_id
+        if connector not in ("shared", "separate"):
+            raise ValueError(f"config.json, connector: expected 'shared' or 'separate', got {connector!r}")
+        if tokens_per_region < 1:
+            raise ValueError(f"config.json, tokens_per_region: expected 1 or more, got {tokens_per_region}")
+        if merge_size > 1 and connector == "shared":
+            raise ValueError("config.json: merge_size above 1 widens the image features, so it needs connector 'separate'")
+        # Tying is the language model's own affair; the composite has no head of its own to tie.
+        kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+    @property
+    def zoom(self) -> bool:
+        return bool(self.zoom_feature_layers)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        return self.text_config
+
+
+def _sub_config(config: PretrainedConfig | dict[str, Any] | None, default_type: str) -> PretrainedConfig:
+    if isinstance(config, PretrainedConfig):
+        return config
+    fields = dict(config or {})
+    model_type = fields.pop("model_type", default_type)
+    if model_type == EfficientNetLiteConfig.model_type:
+        return EfficientNetLiteConfig(**fields)
+    return AutoConfig.for_model(model_type, **fields)

@@ -1,0 +1,191 @@
+"""What the model eats: pixels and masks to tensors, questions to tokens. One piece of code for training and labeling.
+
+Legend: R regions of one image, Z of them zoomed, S x S pixels, G x G cells of the refined feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from rlabel.corpus.masks import RegionMask
+from rlabel.errors import InputError
+from rlabel.prompts.templates import IMAGE, REGION, question_text
+from rlabel.regiongpt.pixels import PLAIN, View, resize_square, zoom_crop
+
+ZoomWhich = Literal["off", "all", "small"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionInputs:
+    """One image and its regions, ready for the model (not yet on its device).
+
+    pixels_3SS: float32, normalised. region_masks_RGG: float32 in [0, 1]. zoom_crops_Z4SS: uint8, colours and mask, or None without zoom.
+    zoom_region_index_Z: int64, the region each crop shows.
+    """
+
+    pixels_3SS: Tensor
+    region_masks_RGG: Tensor
+    zoom_crops_Z4SS: Tensor | None
+    zoom_region_index_Z: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTokens:
+    """A question as token ids, cut where regions begin to differ: prefix (image included) and suffix (from the first `<region>` on)."""
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    text: str
+
+
+class RegionGPTImageProcessor(BaseImageProcessor):
+    """Turns an upright picture and the masks of its regions into model inputs.
+
+    image_size_px: side the whole picture is squeezed to. mask_side: G, the side of the model's refined feature map.
+    zoom: which regions get a zoomed crop: none, all, or those whose longer side is below zoom_below_px once the picture is squeezed.
+    zoom_context: margin around the box, share of its longer side. zoom_keep: how much of what lies outside the mask stays visible, 0 to 1.
+    """
+
+    model_input_names = ["pixel_values", "region_masks"]
+
+    def __init__(
+        self,
+        image_size_px: int = 224,
+        mask_side: int = 56,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        zoom: ZoomWhich = "off",
+        zoom_size_px: int = 128,
+        zoom_below_px: float = 64.0,
+        zoom_context: float = 0.1,
+        zoom_keep: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size_px = image_size_px
+        self.mask_side = mask_side
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.zoom = zoom
+        self.zoom_size_px = zoom_size_px
+        self.zoom_below_px = zoom_below_px
+        self.zoom_context = zoom_context
+        self.zoom_keep = zoom_keep
+
+    def prepare(self, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], views: Sequence[View] | None = None) -> RegionInputs:
+        """Return the inputs of one image. pixels_HWC: uint8 RGB, upright; masks of the regions have its height and width."""
+        pixels_SSC = resize_square(pixels_HWC, self.image_size_px)
+        side = self.mask_side
+        empty_RGG = np.zeros((0, side, side), np.float32)
+        masks_RGG = np.stack([region.resample(side, side) for region in regions]) if regions else empty_RGG
+        crops: list[NDArray[np.uint8]] = []
+        index: list[int] = []
+        for i, region in enumerate(regions):
+            if self._is_zoomed(pixels_HWC, region):
+                view = views[i] if views is not None else PLAIN
+                crops.append(zoom_crop(pixels_HWC, region, self.zoom_size_px, self.zoom_context, view))
+                index.append(i)
+        return RegionInputs(
+            pixels_3SS=self.normalise(torch.from_numpy(pixels_SSC.copy()).permute(2, 0, 1)),
+            region_masks_RGG=torch.from_numpy(masks_RGG),
+            zoom_crops_Z4SS=torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) if crops else None,
+            zoom_region_index_Z=torch.tensor(index, dtype=torch.long) if crops else None,
+        )
+
+    def _is_zoomed(self, pixels_HWC: NDArray[np.uint8], region: RegionMask) -> bool:
+        if self.zoom != "small":
+            return self.zoom == "all"
+        scale_y, scale_x = self.image_size_px / pixels_HWC.shape[0], self.image_size_px / pixels_HWC.shape[1]
+        return max(region.box_xywh[2] * scale_x, region.box_xywh[3] * scale_y) < self.zoom_below_px
+
+    def normalise(self, pixels_3SS: Tensor) -> Tensor:
+        """Return float32 pixels with the tower's mean and deviation, from (..., 3, S, S) in 0 to 255."""
+        mean = torch.tensor(self.image_mean, dtype=torch.float32)[:, None, None] * 255.0
+        std = torch.tensor(self.image_std, dtype=torch.float32)[:, None, None] * 255.0
+        return (pixels_3SS.float() - mean) / std
+
+    def finish_zoom(self, crops_Z4SS: Tensor, keep: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (zoom_pixels_Z3SS normalised with the outside of the mask faded, zoom_masks_ZSS in [0, 1]) of uint8 crops."""
+        masks_Z1SS = crops_Z4SS[:, 3:].float() / 255.0
+        return self.normalise(crops_Z4SS[:, :3]) * self.fade(masks_Z1SS, self.zoom_keep if keep is None else keep), masks_Z1SS[:, 0]
+
+    @staticmethod
+    def fade(masks: Tensor, keep: float | Tensor) -> Tensor:
+        """Return what normalised pixels are multiplied by: 1 inside the mask, `keep` outside (0 is the mean colour)."""
+        return keep + (1.0 - keep) * masks
+
+
+class RegionGPTProcessor(ProcessorMixin):
+    """The image processor and the tokenizer of one model, with the prompt builder that training and labeling share."""
+
+    attributes = ["image_processor", "tokenizer"]
+
+    def __init__(
+        self,
+        image_processor: RegionGPTImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        num_image_tokens: int = 49,
+        tokens_per_region: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.image_processor: RegionGPTImageProcessor
+        self.tokenizer: PreTrainedTokenizerBase
+        self.num_image_tokens = num_image_tokens
+        self.tokens_per_region = tokens_per_region
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        # transformers looks class names up among its own modules; ours is registered, not part of them.
+        return type(argument)
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(IMAGE))  # type: ignore[arg-type]
+
+    @property
+    def region_token_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(REGION))  # type: ignore[arg-type]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the end tokens and every token with a line break (small models run on after the answer)."""
+        ends = {self.tokenizer.eos_token_id}
+        ends |= {i for token in ("<|im_end|>", "<|eot_id|>") if (i := self.tokenizer.get_vocab().get(token)) is not None}
+        pieces = self.tokenizer.get_vocab()
+        # Byte-level tokenizers write the line feed as U+010A; others keep it, or write the byte.
+        ends |= {i for piece, i in pieces.items() if "\u010a" in piece or "\n" in piece or piece == "<0x0A>"}
+        return tuple(sorted(i for i in ends if i is not None))
+
+    def prompt(self, question: str) -> PromptTokens:
+        """Return the tokens of a question about regions, up to where the answer begins.
+
+        Raises InputError when the question has no `<region>`.
+        """
+        if REGION not in question:
+            raise InputError(f"question {question!r}: expected at least one {REGION}, the place of the region's tokens, got none. Add it.")
+        user = question_text(question)
+        if getattr(self.tokenizer, "chat_template", None):
+            text = str(self.tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True))
+        else:
+            text = f"{self.tokenizer.bos_token or ''}{user}\n"
+        expanded = text.replace(IMAGE, IMAGE * self.num_image_tokens).replace(REGION, REGION * self.tokens_per_region)
+        ids = self.tokenizer(expanded, add_special_tokens=False).input_ids
+        cut = ids.index(self.region_token_id)
+        return PromptTokens(prefix_ids=tuple(ids[:cut]), suffix_ids=tuple(ids[cut:]), text=text)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the tokens of an answer as the model is trained to give it, closed by the end token."""
+        return [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]  # type: ignore[list-item]
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Return the stripped text of generated ids up to the first stop token (not included)."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -1,0 +1,212 @@
+"""Draws one picture with its regions: outlines in the colour of what became of them, and a tag with the name and score.
+
+Knows nothing of runs and files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from rlabel.corpus.limits import Limits
+from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
+from rlabel.records import JsonValue
+from rlabel.report.reading import DrawnRegion
+
+Color = tuple[int, int, int]
+_Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom outside
+
+# Dark enough for white text on them (contrast 4.5 and more), and told apart by words too, not by colour alone.
+RIGHT: Color = (11, 122, 59)
+WRONG: Color = (190, 24, 33)
+ABSTAINED: Color = (92, 99, 112)
+FAILED: Color = (166, 74, 4)
+# Labels without a truth: neighbours get different colours, which say nothing else.
+_UNJUDGED: tuple[Color, ...] = (
+    (29, 78, 216),
+    (126, 34, 206),
+    (15, 110, 104),
+    (172, 22, 88),
+    (120, 72, 18),
+    (67, 56, 152),
+)
+_HALO: Color = (255, 255, 255)
+
+_MAX_UPSCALE = 4.0
+_TAG_FONT_PX = 16
+_TAG_PAD_PX = 4
+_MAX_TAG_CHARACTERS = 26
+_TAG_WEIGHT = 10  # hiding another tag is worse than hiding a part of a region
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """A region in the drawn picture's pixels. mask_HW: bool, the whole picture."""
+
+    mask_HW: npt.NDArray[np.bool_]
+    is_box: bool
+    box: _Rectangle
+
+
+def color_of(region: DrawnRegion, position: int) -> Color:
+    """Return the colour of a region; position is its place among its image's regions."""
+    if region.outcome == "abstention":
+        return ABSTAINED
+    if region.outcome == "failure":
+        return FAILED
+    if region.is_correct is None:
+        return _UNJUDGED[position % len(_UNJUDGED)]
+    return RIGHT if region.is_correct else WRONG
+
+
+def tag_lines(region: DrawnRegion) -> list[str]:
+    """Return the words of a region's tag: what it was called, and what it is where that is another thing."""
+    if region.outcome == "label":
+        score = "" if region.score is None else f" {region.score:.2f}"
+        lines = [_cut(region.words, _MAX_TAG_CHARACTERS - len(score)) + score]
+    elif region.outcome == "abstention":
+        lines = [f"“{_cut(region.words, _MAX_TAG_CHARACTERS - 2)}”"]
+    else:
+        lines = [_cut(f"failed: {region.words}", _MAX_TAG_CHARACTERS)]
+    if region.true_name is not None and region.is_correct is not True:
+        lines.append(_cut(f"is: {region.true_name}", _MAX_TAG_CHARACTERS))
+    return lines
+
+
+def load_font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Return Pillow's own font: no font file is needed on any machine."""
+    return ImageFont.load_default(size_px)
+
+
+def draw_regions(
+    pixels_HWC: npt.NDArray[np.uint8], regions: Sequence[DrawnRegion], max_width_px: int, max_height_px: int
+) -> Image.Image:
+    """Return the picture scaled to fit, with outlines and tags. pixels_HWC: uint8 RGB, upright.
+
+    Regions whose outline is unknown or unusable are not drawn; the caller's caption counts them.
+    """
+    height_px, width_px = pixels_HWC.shape[:2]
+    scale = min(max_width_px / width_px, max_height_px / height_px, _MAX_UPSCALE)
+    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+    canvas = np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))
+    shapes = [_shape(region, height_px, width_px, size) for region in regions]
+    for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
+        if shape is not None and not shape.is_box:
+            _outline(canvas, shape.mask_HW, color_of(region, position))
+    picture = Image.fromarray(canvas)
+    brush = ImageDraw.Draw(picture)
+    for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
+        if shape is not None and shape.is_box:
+            left, top, right, bottom = shape.box
+            brush.rectangle((left, top, right - 1, bottom - 1), outline=_HALO, width=4)
+            brush.rectangle((left, top, right - 1, bottom - 1), outline=color_of(region, position), width=2)
+    _draw_tags(
+        brush, size, [(r, p, s.box) for p, (r, s) in enumerate(zip(regions, shapes, strict=True)) if s is not None]
+    )
+    return picture
+
+
+def _shape(region: DrawnRegion, height_px: int, width_px: int, size: tuple[int, int]) -> _Shape | None:
+    try:
+        mask = rasterise(region.segmentation, _box_or_none(region.box_xywh), height_px, width_px, Limits())
+    except BadRegion:
+        return None
+    share_HW = mask.resample(size[1], size[0])
+    # a region thinner than half a drawn pixel must not vanish
+    mask_HW = share_HW >= min(0.5, float(share_HW.max()) / 2)
+    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return _Shape(mask_HW=mask_HW, is_box=_is_box(mask), box=box)
+
+
+def _is_box(mask: RegionMask) -> bool:
+    return mask.source == "box"
+
+
+def _box_or_none(value: JsonValue) -> tuple[float, float, float, float] | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    sides = [float(v) for v in value if isinstance(v, int | float) and math.isfinite(v)]
+    return (sides[0], sides[1], sides[2], sides[3]) if len(sides) == 4 else None
+
+
+def _outline(canvas_HWC: npt.NDArray[np.uint8], mask_HW: npt.NDArray[np.bool_], color: Color) -> None:
+    """Draw the edge inside the mask in the colour and a thin light halo around it: seen on dark and light pictures."""
+    inner_HW = _shrink(_shrink(mask_HW))
+    halo_HW = ~_shrink(~mask_HW) & ~mask_HW
+    canvas_HWC[halo_HW] = (0.35 * canvas_HWC[halo_HW] + 0.65 * np.array(_HALO)).astype(np.uint8)
+    canvas_HWC[mask_HW & ~inner_HW] = color
+
+
+def _shrink(mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the mask without the pixels that touch its outside; the picture's edge does not count as outside."""
+    padded = np.pad(mask_HW, 1, mode="edge")
+    return padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def _draw_tags(
+    brush: ImageDraw.ImageDraw, size: tuple[int, int], tagged: Sequence[tuple[DrawnRegion, int, _Rectangle]]
+) -> None:
+    font = load_font(_TAG_FONT_PX)
+    line_px = _TAG_FONT_PX + 3
+    placed: list[_Rectangle] = []
+    boxes = [box for _, _, box in tagged]
+    # small regions first: they have the fewest places where a tag still points at them
+    for region, position, box in sorted(tagged, key=lambda t: (t[2][2] - t[2][0]) * (t[2][3] - t[2][1])):
+        lines = tag_lines(region)
+        width = math.ceil(max(brush.textlength(line, font=font) for line in lines)) + 2 * _TAG_PAD_PX
+        height = line_px * len(lines) + 2 * _TAG_PAD_PX - 3
+        spot = _best_spot(box, width, height, size, placed, boxes)
+        placed.append(spot)
+        color = color_of(region, position)
+        brush.rounded_rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), 3, fill=color, outline=_HALO)
+        for row, line in enumerate(lines):
+            brush.text((spot[0] + _TAG_PAD_PX, spot[1] + _TAG_PAD_PX - 1 + row * line_px), line, fill=_HALO, font=font)
+
+
+def _best_spot(
+    box: _Rectangle,
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    placed: Sequence[_Rectangle],
+    boxes: Sequence[_Rectangle],
+) -> _Rectangle:
+    """Return the place for a tag at a region's box that hides the least of other tags and of regions."""
+    left, top, right, bottom = box
+    middle_x, middle_y = (left + right - width) // 2, (top + bottom - height) // 2
+    corners = [
+        *((left, top - height), (left, top), (left, bottom), (left, bottom - height)),
+        *(
+            (right - width, top - height),
+            (right - width, bottom),
+            (right - width, top),
+            (right - width, bottom - height),
+        ),
+        *((middle_x, middle_y), (right, top), (left - width, top), (right, middle_y), (left - width, middle_y)),
+        *((middle_x, top - height), (middle_x, bottom), (right, bottom), (left - width, bottom)),
+    ]
+    inside = [(max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))) for x, y in corners]
+    spots = [(x, y, x + width, y + height) for x, y in inside]
+
+    def hidden_px(spot: _Rectangle) -> int:
+        tags = sum(_overlap(spot, other) for other in placed)
+        return _TAG_WEIGHT * tags + sum(_overlap(spot, other) for other in boxes)
+
+    return min(spots, key=hidden_px)
+
+
+def _overlap(one: _Rectangle, other: _Rectangle) -> int:
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, wide) * max(0, high)
+
+
+def _cut(text: str, num_characters: int) -> str:
+    shown = " ".join(text.split())
+    return shown if len(shown) <= num_characters else shown[: num_characters - 1] + "…"

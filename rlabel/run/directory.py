@@ -1,0 +1,194 @@
+"""The run directory: which shards are committed, and their contents. The only state a run has.
+
+    RUN/manifest.json         what the run was started with, written once
+    RUN/shards/NNNNNN.jsonl   one shard's result, written once, closed by a footer with its hash
+    RUN/labels.json, ...      made from the shards by `merge`, and can be made again
+    RUN/status.json           for people and scripts; `rlabel.run.status`
+
+Any number of processes may use one directory at once, also those of an earlier driver that still write: a shard is
+written whole by put-if-absent, the first one stays, and all write the same. Knows nothing of Ray, models or time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from rlabel.errors import RunError, UsageError
+from rlabel.records import JsonObject, ShardResult
+from rlabel.run.manifest import Manifest, differing_fields, manifest_from_bytes, manifest_to_bytes
+from rlabel.run.records_io import (
+    DamagedShard,
+    Footer,
+    check_footer,
+    checked_body,
+    footer_from_tail,
+    image_rows,
+    result_from_bytes,
+    result_to_bytes,
+)
+from rlabel.storage import MissingFile, Store
+
+if TYPE_CHECKING:
+    from rlabel.run.merge import MergeCounts
+
+MANIFEST = "manifest.json"
+SHARDS = "shards"
+_SHARD_NAME = re.compile(r"([0-9]{6,})\.jsonl")
+_TAIL_BYTES = 16 * 1024
+
+
+class RunDirectory:
+    """An opened run. Cheap to pickle: it holds the store's URL and the manifest."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.manifest = manifest
+
+    @classmethod
+    def create_or_resume(cls, store: Store, manifest: Manifest) -> RunDirectory:
+        """Return the run of this manifest in the store, begun now or begun earlier.
+
+        Raises UsageError, with nothing touched, when the folder holds a run with other settings (each differing field
+        is named) or files that are no run; RunError when its manifest is damaged.
+        """
+        existing = _manifest_or_none(store)
+        if existing is None:
+            names = [name for name in store.list() if not name.startswith(".")]
+            # Another driver may have begun the same run a moment ago, so look once more before refusing.
+            existing = _manifest_or_none(store) if names else None
+            if names and existing is None:
+                raise UsageError(
+                    f"{store.join('')}: expected an empty folder or an earlier run, got other files "
+                    f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) and no {MANIFEST}. "
+                    "Give another --out, or move those files away."
+                )
+        if existing is None and not store.put_if_absent(MANIFEST, manifest_to_bytes(manifest)):
+            existing = _manifest_or_none(store)
+        if existing is not None and existing.fingerprint != manifest.fingerprint:
+            raise UsageError(_refusal(store, existing, manifest))
+        return cls(store, manifest)
+
+    @classmethod
+    def open(cls, store: Store) -> RunDirectory:
+        """Return an existing run, to be read or merged.
+
+        Raises UsageError when there is none, RunError when its manifest is damaged.
+        """
+        manifest = _manifest_or_none(store)
+        if manifest is None:
+            raise UsageError(
+                f"{store.join('')}: expected a run directory, got no {MANIFEST} in it. "
+                "Give the --out of an earlier `rlabel label`."
+            )
+        return cls(store, manifest)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The manifest's fingerprint, which every shard's footer repeats."""
+        return self.manifest.fingerprint
+
+    @property
+    def num_shards(self) -> int:
+        return self.manifest.plan.num_shards
+
+    def shard_path(self, index: int) -> str:
+        return f"{SHARDS}/{index:06d}.jsonl"
+
+    def committed(self) -> set[int]:
+        """Return the indexes of all committed shards, from one fresh listing."""
+        matches = (_SHARD_NAME.fullmatch(name) for name in self.store.list(SHARDS))
+        indexes = {int(match[1]) for match in matches if match}
+        return {index for index in indexes if index < self.num_shards}
+
+    def is_committed(self, index: int) -> bool:
+        return self.store.exists(self.shard_path(index))
+
+    def commit(self, result: ShardResult) -> bool:
+        """Write a shard's result unless one is there. True if it was written by this call, False if it was there.
+
+        Raises StorageError when it cannot be written; then there is no file of that shard, and it may be tried again.
+        """
+        if not 0 <= result.index < self.num_shards:
+            raise RunError(f"shard {result.index}: expected an index below {self.num_shards}. This is a bug in rlabel.")
+        return self.store.put_if_absent(self.shard_path(result.index), result_to_bytes(result, self.fingerprint))
+
+    def read(self, index: int) -> ShardResult:
+        """Return a committed shard's result, every byte checked.
+
+        Raises RunError naming the file when it is missing or damaged.
+        """
+        try:
+            return result_from_bytes(self._shard_bytes(index), index, self.fingerprint)
+        except DamagedShard as damage:
+            raise self._damaged(index, damage) from damage
+
+    def results(self) -> Iterator[ShardResult]:
+        """Yield every committed shard's result in shard order, one at a time in memory. Raises as `read`."""
+        for index in sorted(self.committed()):
+            yield self.read(index)
+
+    def read_image_rows(self, index: int) -> list[JsonObject]:
+        """Return a committed shard's image rows, verbatim and in order, every byte checked. Raises as `read`."""
+        try:
+            body, _ = checked_body(self._shard_bytes(index), index, self.fingerprint)
+        except DamagedShard as damage:
+            raise self._damaged(index, damage) from damage
+        return image_rows(body)
+
+    def read_footer(self, index: int) -> Footer:
+        """Return a committed shard's footer, reading only the end of its file. Raises as `read`."""
+        path = self.shard_path(index)
+        try:
+            with self.store.open_read(path) as stream:
+                size = stream.seek(0, 2)
+                stream.seek(max(0, size - _TAIL_BYTES))
+                footer = footer_from_tail(stream.read())
+            check_footer(footer, index, self.fingerprint)
+        except MissingFile as error:
+            raise self._missing(index) from error
+        except DamagedShard as damage:
+            raise self._damaged(index, damage) from damage
+        return footer
+
+    def merge(self, *, partial: bool = False, results_files: bool = False) -> MergeCounts:
+        """Make labels.json, abstained.jsonl and failures.jsonl from the shards; see `rlabel.run.merge.merge_run`."""
+        from rlabel.run.merge import merge_run
+
+        return merge_run(self, partial=partial, results_files=results_files)
+
+    def _shard_bytes(self, index: int) -> bytes:
+        try:
+            return self.store.read(self.shard_path(index))
+        except MissingFile as error:
+            raise self._missing(index) from error
+
+    def _missing(self, index: int) -> RunError:
+        return RunError(
+            f"{self.store.join(self.shard_path(index))}: shard {index} is not committed. "
+            "Run the same label command again: it makes only what is missing."
+        )
+
+    def _damaged(self, index: int, damage: DamagedShard) -> RunError:
+        return RunError(
+            f"{self.store.join(self.shard_path(index))}: damaged: {damage}. "
+            "Delete this file and run the same label command again: only this shard is made anew."
+        )
+
+
+def _manifest_or_none(store: Store) -> Manifest | None:
+    try:
+        data = store.read(MANIFEST)
+    except MissingFile:
+        return None
+    return manifest_from_bytes(data, store.join(MANIFEST))
+
+
+def _refusal(store: Store, old: Manifest, new: Manifest) -> str:
+    lines = "".join(f"\n  {line}" for line in differing_fields(old, new))
+    return (
+        f"{store.join('')}: holds a run with other settings; continuing it would mix two kinds of labels. "
+        f"These differ (there -> now):{lines}\nGive another --out, or the settings of that run."
+    )

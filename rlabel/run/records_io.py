@@ -1,0 +1,276 @@
+"""A shard's result as JSON Lines and back, byte for byte: schemas/shard-record.schema.json describes each line.
+
+Image rows come first, then one line for each region (label, abstention or failure) in shard order, then one footer
+whose hash closes the file. Everything an outcome holds is kept, so that a new vocabulary or threshold needs no GPU.
+Floats are written as they are (shortest exact repr): whoever makes them rounds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlabel.errors import RunError
+from rlabel.records import (
+    Abstention,
+    Failure,
+    JsonObject,
+    Label,
+    Outcome,
+    Region,
+    Shard,
+    ShardResult,
+    Snap,
+)
+from rlabel.run.canonical import canonical_bytes, json_safe
+
+
+class DamagedShard(ValueError):
+    """A shard file is not what was committed. The message says what is wrong; RunDirectory names the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footer:
+    """The last line of a shard file.
+
+    fingerprint: that of the run's manifest. rows: number of lines before the footer. sha256: hex digest of those lines.
+    largest_annotation_id: of all its regions, whatever became of them; 0 if none has one.
+    """
+
+    shard: int
+    fingerprint: str
+    rows: int
+    sha256: str
+    images: int
+    labels: int
+    abstentions: int
+    failures_by_kind: dict[str, int] = field(default_factory=dict)
+    largest_annotation_id: int = 0
+
+    @property
+    def failures(self) -> int:
+        return sum(self.failures_by_kind.values())
+
+    @property
+    def regions(self) -> int:
+        return self.labels + self.abstentions + self.failures
+
+
+def check_complete(shard: Shard, result: ShardResult) -> None:
+    """Check that a result has exactly one outcome for every region of its shard, in shard order, and its image rows.
+
+    Raises RunError with the first region that is missing, doubled or foreign: a bug of the labeler, never of an input.
+    """
+    expected = [region.key for image in shard.images for region in image.regions]
+    expected += [region.key for region in shard.stray_regions]
+    got = [outcome.region.key for outcome in result.outcomes]
+    if result.index != shard.index or len(result.images) != len(shard.images):
+        raise RunError(
+            f"shard {shard.index}: expected a result of that index with {len(shard.images)} image rows, got index "
+            f"{result.index} with {len(result.images)}. This is a bug in rlabel; please report it."
+        )
+    if expected != got:
+        counts = Counter(expected)
+        counts.subtract(got)
+        wrong = next((key for key, count in counts.items() if count), None)
+        detail = "all are there, but in another order" if wrong is None else f"region {wrong!r} has not exactly one"
+        raise RunError(
+            f"shard {shard.index}: expected one outcome for each of its {len(expected)} regions in order, got "
+            f"{len(got)}: {detail}. This is a bug in rlabel; please report it."
+        )
+
+
+def result_to_bytes(result: ShardResult, fingerprint: str) -> bytes:
+    """Return the whole shard file of a result, footer included.
+
+    Raises ValueError for a NaN or infinite number of our own making, and for two outcomes of one region.
+    """
+    keys = {outcome.region.key for outcome in result.outcomes}
+    if len(keys) != len(result.outcomes):
+        raise ValueError(f"shard {result.index}: {len(result.outcomes)} outcomes for {len(keys)} regions")
+    lines = [canonical_bytes({"kind": "image", "row": json_safe(row)}) for row in result.images]
+    lines += [canonical_bytes(_outcome_to_json(outcome)) for outcome in result.outcomes]
+    body = b"".join(line + b"\n" for line in lines)
+    failures = Counter(outcome.kind for outcome in result.outcomes if isinstance(outcome, Failure))
+    footer: JsonObject = {
+        "kind": "footer",
+        "shard": result.index,
+        "fingerprint": fingerprint,
+        "rows": len(lines),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "images": len(result.images),
+        "labels": sum(isinstance(outcome, Label) for outcome in result.outcomes),
+        "abstentions": sum(isinstance(outcome, Abstention) for outcome in result.outcomes),
+        "failures_by_kind": dict(failures),
+        "largest_annotation_id": max((outcome.region.annotation_id or 0 for outcome in result.outcomes), default=0),
+    }
+    return body + canonical_bytes(footer) + b"\n"
+
+
+def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
+    """Return the result that `result_to_bytes` wrote. Raises DamagedShard unless every byte is as committed."""
+    body, footer = checked_body(data, index, fingerprint)
+    images: list[JsonObject] = []
+    outcomes: list[Outcome] = []
+    try:
+        for line in body.split(b"\n")[:-1]:
+            record = json.loads(line)
+            if record["kind"] == "image":
+                images.append(record["row"])
+            else:
+                outcomes.append(_outcome_from_json(record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedShard(f"a record cannot be read ({type(error).__name__}: {error})") from error
+    result = ShardResult(index=index, images=tuple(images), outcomes=tuple(outcomes))
+    if (len(images), len(outcomes)) != (footer.images, footer.regions):
+        raise DamagedShard(f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds")
+    return result
+
+
+def image_rows(body: bytes) -> list[JsonObject]:
+    """Return the image rows of a checked body; they come first, so the outcomes are not parsed."""
+    rows: list[JsonObject] = []
+    start = 0
+    while start < len(body):
+        end = body.index(b"\n", start)
+        record = json.loads(body[start:end])
+        if record["kind"] != "image":
+            break
+        rows.append(record["row"])
+        start = end + 1
+    return rows
+
+
+def checked_body(data: bytes, index: int, fingerprint: str) -> tuple[bytes, Footer]:
+    """Return the lines before the footer, and the footer, after comparing index, run, rows and hash.
+
+    Raises DamagedShard.
+    """
+    footer = footer_from_tail(data)
+    body = data[: data.rfind(b"\n", 0, len(data) - 1) + 1]
+    check_footer(footer, index, fingerprint)
+    rows = body.count(b"\n")
+    if rows != footer.rows:
+        raise DamagedShard(f"expected {footer.rows} rows as its footer says, got {rows}")
+    digest = hashlib.sha256(body).hexdigest()
+    if digest != footer.sha256:
+        raise DamagedShard(f"expected the content hash {footer.sha256} of its footer, got {digest}")
+    return body, footer
+
+
+def check_footer(footer: Footer, index: int, fingerprint: str) -> None:
+    """Raise DamagedShard if a footer belongs to another shard or another run."""
+    if footer.shard != index:
+        raise DamagedShard(f"its footer says shard {footer.shard}, the name says {index}")
+    if footer.fingerprint != fingerprint:
+        raise DamagedShard(f"it belongs to another run: fingerprint {footer.fingerprint}, this run's is {fingerprint}")
+
+
+def footer_from_tail(tail: bytes) -> Footer:
+    """Return the footer from the last bytes of a shard file. Raises DamagedShard if they do not end with one."""
+    if not tail.endswith(b"\n"):
+        raise DamagedShard("it does not end with a footer line; it is cut off")
+    line = tail[tail.rfind(b"\n", 0, len(tail) - 1) + 1 :]
+    try:
+        record = json.loads(line)
+        if record.pop("kind") != "footer":
+            raise ValueError("the last line is no footer")
+        return Footer(**record)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedShard(f"its last line is no footer ({error}); it is cut off") from error
+
+
+def _outcome_to_json(outcome: Outcome) -> JsonObject:
+    common: JsonObject = {"region": _region_to_json(outcome.region), "image_id": json_safe(outcome.image_id)}
+    if isinstance(outcome, Failure):
+        return {"kind": "failure", **common, "failure_kind": outcome.kind, "reason": outcome.reason}
+    answered: JsonObject = {
+        **common,
+        "text": outcome.text,
+        "text_score": outcome.text_score,
+        "snap": {
+            "category_id": outcome.snap.category_id,
+            "nearest_name": outcome.snap.nearest_name,
+            "similarity": outcome.snap.similarity,
+            "margin": outcome.snap.margin,
+            "decided_by": outcome.snap.decided_by,
+            "reason": outcome.snap.reason,
+        },
+        "bbox": list(outcome.box_xywh),
+        "area": outcome.area_px,
+    }
+    if isinstance(outcome, Abstention):
+        return {"kind": "abstention", **answered}
+    return {
+        "kind": "label",
+        **answered,
+        "category_id": outcome.category_id,
+        "score": outcome.score,
+        "segmentation": outcome.segmentation,
+    }
+
+
+def _outcome_from_json(record: dict[str, Any]) -> Outcome:
+    region, image_id = _region_from_json(record["region"]), record["image_id"]
+    if record["kind"] == "failure":
+        return Failure(region=region, image_id=image_id, kind=record["failure_kind"], reason=record["reason"])
+    x, y, width, height = record["bbox"]
+    box_xywh, area_px, snap = (x, y, width, height), record["area"], Snap(**record["snap"])
+    if record["kind"] == "abstention":
+        return Abstention(
+            region=region,
+            image_id=image_id,
+            text=record["text"],
+            text_score=record["text_score"],
+            snap=snap,
+            box_xywh=box_xywh,
+            area_px=area_px,
+        )
+    if record["kind"] != "label":
+        raise ValueError(f"unknown kind {record['kind']!r}")
+    return Label(
+        region=region,
+        image_id=image_id,
+        category_id=record["category_id"],
+        score=record["score"],
+        text=record["text"],
+        text_score=record["text_score"],
+        snap=snap,
+        box_xywh=box_xywh,
+        area_px=area_px,
+        segmentation=record["segmentation"],
+    )
+
+
+def _region_to_json(region: Region) -> JsonObject:
+    return {
+        "key": region.key,
+        "region_id": region.region_id,
+        "annotation_id": region.annotation_id,
+        "segmentation": json_safe(region.segmentation),
+        "bbox": None if region.box_xywh is None else [json_safe(number) for number in region.box_xywh],
+        "is_crowd": region.is_crowd,
+        "extra": json_safe(region.extra),
+        "problem": region.problem,
+    }
+
+
+def _region_from_json(record: dict[str, Any]) -> Region:
+    box_xywh: tuple[float, float, float, float] | None = None
+    if record["bbox"] is not None:
+        # Numbers come back as they were (1 stays 1); only a NaN or an infinity was written as text.
+        x, y, width, height = (float(number) if isinstance(number, str) else number for number in record["bbox"])
+        box_xywh = (x, y, width, height)
+    return Region(
+        key=record["key"],
+        region_id=record["region_id"],
+        annotation_id=record["annotation_id"],
+        segmentation=record["segmentation"],
+        box_xywh=box_xywh,
+        is_crowd=record["is_crowd"],
+        extra=record["extra"],
+        problem=record["problem"],
+    )

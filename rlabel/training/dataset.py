@@ -1,0 +1,168 @@
+"""Samples and batches: labeled images out of a corpus, prepared by the code that prepares for labeling, joined into tensors.
+
+Everything random is drawn from (seed, epoch, image), so that a batch is the same whichever worker makes it and whenever.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rlabel.corpus.coco import LabeledImage, read_labeled
+from rlabel.corpus.inputs import prepare_image
+from rlabel.corpus.limits import Limits
+from rlabel.errors import InputError
+from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
+from rlabel.storage import Store
+from rlabel.training.augment import box_instead, change_pixels, draw_view
+from rlabel.training.recipe import Augment, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainCorpus:
+    """Labeled images in file order (each with at least one usable region), and the names of their categories by id."""
+
+    images_url: str
+    images: tuple[LabeledImage, ...]
+    names: dict[int, str]
+
+    @property
+    def num_regions(self) -> int:
+        return sum(len(image.labels) for image in self.images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One prepared image with the names of its regions, in the order of the inputs."""
+
+    inputs: RegionInputs
+    names: tuple[str, ...]
+    seed: int
+
+
+def load_corpus(images_url: str, annotations_url: str, limit: int | None = None) -> TrainCorpus:
+    """Return the labeled, non-crowd regions of a COCO file.
+
+    Raises InputError when it has no categories, names a category that it does not define, or holds no usable region.
+    """
+    with read_labeled(annotations_url) as corpus:
+        names = {
+            row["id"]: row["name"]
+            for row in corpus.categories if isinstance(row, dict)
+            if isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
+        }  # fmt: skip
+        if not names:
+            raise InputError(f"{annotations_url}: expected a list of categories with id and name, got none. Training needs labeled regions.")
+        images = []
+        for image in corpus.images(limit):
+            labels = tuple(label for label in image.labels if not label.region.is_crowd and label.region.problem is None)
+            for label in labels:
+                if label.category_id not in names:
+                    raise InputError(
+                        f"{annotations_url}, annotation {label.region.region_id}: expected a category_id that the file's categories define, "
+                        f"got {label.category_id}. Add the category or drop the annotation."
+                    )
+            if labels and image.record.file_name:
+                record = replace(image.record, regions=tuple(label.region for label in labels))
+                images.append(LabeledImage(record=record, labels=labels))
+    if not images:
+        raise InputError(f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids.")
+    return TrainCorpus(images_url=images_url, images=tuple(images), names=names)
+
+
+def cap_per_category(corpus: TrainCorpus, per_category: int | None, seed: int) -> TrainCorpus:
+    """Return the corpus with at most `per_category` randomly chosen regions of each category; images left empty are dropped (RegionGPT's sampling)."""
+    if per_category is None:
+        return corpus
+    places = defaultdict(list)
+    for i, image in enumerate(corpus.images):
+        for j, label in enumerate(image.labels):
+            places[label.category_id].append((i, j))
+    random = np.random.default_rng(seed)
+    kept: dict[int, list[int]] = defaultdict(list)
+    for category_id in sorted(places, key=str):
+        found = places[category_id]
+        for k in random.permutation(len(found))[:per_category]:
+            kept[found[k][0]].append(found[k][1])
+    images = []
+    for i in sorted(kept):
+        labels = tuple(corpus.images[i].labels[j] for j in sorted(kept[i]))
+        record = replace(corpus.images[i].record, regions=tuple(label.region for label in labels))
+        images.append(LabeledImage(record=record, labels=labels))
+    return replace(corpus, images=tuple(images))
+
+
+class BatchDataset(Dataset[list[Sample]]):
+    """Batches of one stage by number: batch b of rank r is the same bytes whoever asks, so that a run can resume at any step."""
+
+    def __init__(self, corpus: TrainCorpus, processor: RegionGPTProcessor, stage: Stage, seed: int, rank: int, world_size: int) -> None:
+        self.corpus = corpus
+        self.processor = processor
+        self.stage = stage
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.store = Store.open(corpus.images_url)
+        self.limits = Limits()
+        self.first_batch = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, len(self.corpus.images) // (self.stage.images_per_batch * self.world_size))
+
+    def __len__(self) -> int:
+        return max(1, round(self.batches_per_epoch * self.stage.epochs)) - self.first_batch
+
+    def __getitem__(self, number: int) -> list[Sample]:
+        epoch, batch = divmod(number + self.first_batch, self.batches_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus.images))
+        size = self.stage.images_per_batch
+        start = (batch * self.world_size + self.rank) * size
+        samples = [self.sample(int(order[i % len(order)]), epoch, self.stage.augment) for i in range(start, start + size)]
+        return [sample for sample in samples if sample is not None]
+
+    def sample(self, index: int, epoch: int, augment: Augment | None) -> Sample | None:
+        """Return one prepared image, or None where none of its regions can be used."""
+        image = self.corpus.images[index]
+        random = np.random.default_rng((self.seed, epoch, index))
+        prepared = prepare_image(self.store, image.record, self.limits)
+        if prepared.pixels_HWC is None or not prepared.regions:
+            return None
+        regions = list(prepared.regions)
+        if len(regions) > self.stage.max_regions_per_image:
+            chosen = sorted(random.permutation(len(regions))[: self.stage.max_regions_per_image])
+            regions = [regions[i] for i in chosen]
+        by_key = {label.region.key: self.corpus.names[label.category_id] for label in image.labels if label.category_id is not None}
+        names = tuple(by_key[region.region.key] for region in regions)
+        masks = [region.mask for region in regions]
+        seed = int(random.integers(2**31))
+        if augment is None:
+            return Sample(inputs=self.processor.image_processor.prepare(prepared.pixels_HWC, masks), names=names, seed=seed)
+        masks = [box_instead(mask, augment, random) for mask in masks]
+        views = [draw_view(augment, random) for _ in masks]
+        inputs = self.processor.image_processor.prepare(prepared.pixels_HWC, masks, views)
+        if inputs.zoom_crops_Z4SS is not None:
+            generator = torch.Generator().manual_seed(seed)
+            inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
+        return Sample(inputs=inputs, names=names, seed=seed)
+
+
+def keep_samples(samples: list[Sample]) -> list[Sample]:
+    """Collate function of a loader whose dataset makes whole batches."""
+    return samples
+
+
+def fade_keeps(samples: Sequence[Sample], keep: tuple[float, float]) -> Tensor:
+    """Return keep_Z111: a draw for each crop of how much of its outside stays visible."""
+    draws: list[Any] = []
+    for sample in samples:
+        if sample.inputs.zoom_crops_Z4SS is not None:
+            draws.append(np.random.default_rng(sample.seed).uniform(*keep, size=len(sample.inputs.zoom_crops_Z4SS)))
+    return torch.from_numpy(np.concatenate(draws)).float()[:, None, None, None]

@@ -1,0 +1,184 @@
+"""What a training step computes: the alignment warm-up and the instruction loss, over one batch of prepared images.
+
+Legend: B images, R regions of all of them, K tokens a region, D width, N names of the corpus, T packed tokens, P prefix tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlabel.labeling.engine import DeviceBatch, to_device_batch
+from rlabel.prompts.templates import CLASSIFY, pick
+from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
+from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor
+from rlabel.training.dataset import Sample, fade_keeps
+from rlabel.training.recipe import Stage
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """loss: scalar with gradient. num_right of num_regions: nearest name (align) or whole answer by teacher forcing (instruct)."""
+
+    loss: Tensor
+    num_right: int
+    num_regions: int
+
+
+class TrainingStep(nn.Module):
+    """One forward pass of a stage; a module, so that DistributedDataParallel can wrap it. names: every category name of the corpus."""
+
+    def __init__(self, model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, stage: Stage, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.stage = stage
+        self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self.prompts: list[PromptTokens] = [processor.prompt(question) for question in CLASSIFY]
+        self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
+
+    def forward(self, samples: list[Sample]) -> StepResult:
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
+            batch = self._device_batch(samples, device)
+            image_tokens_BTD, regions_RKD = self._encode(batch)
+            target_R = torch.tensor([self.name_index[name] for sample in samples for name in sample.names], device=device)
+            if self.stage.objective == "align":
+                return self._align(regions_RKD, target_R)
+            result = self._instruct(samples, image_tokens_BTD, regions_RKD)
+            if self.stage.align_weight:
+                aligned = self._align(regions_RKD, target_R)
+                return StepResult(
+                    loss=result.loss + self.stage.align_weight * aligned.loss, num_right=result.num_right, num_regions=result.num_regions
+                )
+            return result
+
+    def _device_batch(self, samples: list[Sample], device: torch.device) -> DeviceBatch:
+        inputs = [sample.inputs for sample in samples]
+        keep = self.stage.augment.keep
+        if keep is None or all(item.zoom_crops_Z4SS is None for item in inputs):
+            return to_device_batch(inputs, self.processor, device)
+        return to_device_batch(inputs, self.processor, device, fade_keeps(samples, keep).to(device))
+
+    def _encode(self, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
+        """Return (image_tokens_BTD, region_tokens_RKD); how far gradients and batch statistics reach into the tower is the stage's choice."""
+        tower = self.model.vision_tower
+        trains_tower = any(parameter.requires_grad for parameter in tower.parameters())
+        tower.eval()  # statistics of whole pictures are not those of crops: only crops may change them
+        with torch.set_grad_enabled(trains_tower and self.stage.tower_through_image):
+            coarse_BCHW = self.model.coarse_maps(batch.pixels_B3SS)
+        maps_BCGG, image_tokens_BTD = self.model.refine_maps(coarse_BCHW)
+        tower.train(self.training and trains_tower and self.stage.batch_norm == "trained")
+        regions_RKD = self.model.encode_regions(
+            maps_BCGG,
+            batch.region_masks_RGG,
+            batch.region_image_index_R,
+            batch.zoom_pixels_Z3SS,
+            batch.zoom_masks_ZSS,
+            batch.zoom_region_index_Z,
+        )
+        return image_tokens_BTD, regions_RKD
+
+    def name_embeddings(self) -> Tensor:
+        """Return names_ND: the mean input embedding of each name's tokens, without gradient."""
+        table = self.model.get_input_embeddings()
+        with torch.no_grad():
+            rows = [table(torch.tensor(ids[:-1], device=table.weight.device)).mean(0) for ids in self.answer_ids.values()]  # type: ignore[union-attr, arg-type]
+        return torch.stack(rows).float()
+
+    def _align(self, regions_RKD: Tensor, target_R: Tensor) -> StepResult:
+        """Contrastive over the corpus's names, and squared error relative to the embedding's length."""
+        names_ND = self.name_embeddings()
+        regions_RD = regions_RKD.float().mean(1)
+        logits_RN = F.normalize(regions_RD, dim=-1) @ F.normalize(names_ND, dim=-1).T / self.stage.temperature
+        wanted_RD = names_ND[target_R]
+        distance = (regions_RD - wanted_RD).square().sum(-1) / wanted_RD.square().sum(-1)
+        loss = F.cross_entropy(logits_RN, target_R, label_smoothing=0.05) + 0.2 * distance.mean()
+        return StepResult(loss=loss, num_right=int((logits_RN.argmax(-1) == target_R).sum()), num_regions=len(target_R))
+
+    def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:
+        """Next-token loss on the answers. Regions of an image share its prefix: one packed row, where a region sees the prefix and itself only."""
+        device = regions_RKD.device
+        rows = []
+        start = 0
+        for sample, image_TD in zip(samples, image_tokens_BTD, strict=True):
+            prompt = pick(self.prompts_of(sample), sample.seed)
+            stop = start + len(sample.names)
+            rows.append(self._pack(prompt, sample.names, image_TD[None], regions_RKD[start:stop]))
+            start = stop
+        longest = max(len(row.labels) for row in rows)
+        embeddings_BTD = torch.stack([F.pad(row.embeddings_TD, (0, 0, 0, longest - len(row.labels))) for row in rows])
+        labels_BT = torch.full((len(rows), longest), IGNORED)
+        positions_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+        # Rows end in padding that nothing sees; each padding token sees itself, or its softmax would be over nothing.
+        visible_B1TT = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
+        owner_BT = torch.full((len(rows), longest), -1)
+        for i, row in enumerate(rows):
+            length = len(row.labels)
+            labels_BT[i, :length] = torch.tensor(row.labels)
+            positions_BT[i, :length] = torch.tensor(row.positions)
+            owner = torch.tensor(row.owners)
+            owner_BT[i, :length] = owner
+            before = torch.ones(length, length, dtype=torch.bool).tril()
+            visible_B1TT[i, 0, :length, :length] = before & ((owner[None, :] == PREFIX) | (owner[None, :] == owner[:, None]))
+        bias_B1TT = torch.zeros(visible_B1TT.shape, dtype=embeddings_BTD.dtype, device=device)
+        bias_B1TT.masked_fill_(~visible_B1TT.to(device), torch.finfo(embeddings_BTD.dtype).min)
+        logits_BTV = self.model.language_model(
+            inputs_embeds=embeddings_BTD, attention_mask=bias_B1TT, position_ids=positions_BT.to(device), use_cache=False
+        ).logits
+        labels_BT = labels_BT.to(device)
+        taken = labels_BT != IGNORED
+        loss = F.cross_entropy(logits_BTV[taken].float(), labels_BT[taken])
+        wrong_BT = (logits_BTV.argmax(-1) != labels_BT) & taken
+        num_regions = len(regions_RKD)
+        wrong_regions = {(int(b), int(owner_BT[b, t])) for b, t in wrong_BT.nonzero().tolist()}
+        return StepResult(loss=loss, num_right=num_regions - len(wrong_regions), num_regions=num_regions)
+
+    def prompts_of(self, sample: Sample) -> list[PromptTokens]:
+        # Half of the images are asked the question that labeling asks; the rest keep the model from hanging on its wording.
+        return [self.prompts[0]] if sample.seed % 2 else self.prompts
+
+    def _pack(self, prompt: PromptTokens, names: Sequence[str], image_1TD: Tensor, regions_RKD: Tensor) -> _PackedRow:
+        ids: list[int] = list(prompt.prefix_ids)
+        labels = [IGNORED] * len(ids)
+        positions = list(range(len(ids)))
+        owners = [PREFIX] * len(ids)
+        for owner, name in enumerate(names):
+            answer = self.answer_ids[name]
+            piece = [*prompt.suffix_ids, *answer[:-1]]
+            ids += piece
+            labels += [*[IGNORED] * (len(prompt.suffix_ids) - 1), *answer]  # each token's label is the token after it
+            positions += range(len(prompt.prefix_ids), len(prompt.prefix_ids) + len(piece))
+            owners += [owner] * len(piece)
+        ids_1T = torch.tensor([ids], device=regions_RKD.device)
+        embeddings_TD = self.model.embed_prompt(ids_1T, image_1TD, regions_RKD)[0]
+        return _PackedRow(embeddings_TD=embeddings_TD, labels=labels, positions=positions, owners=owners)
+
+
+PREFIX = -2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PackedRow:
+    """One image's conversations laid end to end. owners: the region a token belongs to, PREFIX for the shared prefix."""
+
+    embeddings_TD: Tensor
+    labels: list[int]
+    positions: list[int]
+    owners: list[int]
+
+
+def learning_rate_share(step: int, num_steps: int, warmup: float) -> float:
+    """Return the share of the peak learning rate: linear warm-up, then a cosine down to zero."""
+    num_warmup = max(1, round(num_steps * warmup))
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return float(0.5 * (1 + np.cos(np.pi * min(progress, 1.0))))

@@ -1,0 +1,43 @@
+"""Scores of labels, from the model's token probabilities and the way the text was snapped.
+
+The scores are ordered (a more probable answer that is nearer to its category scores higher) but not calibrated: a score
+of 0.8 does not promise 80 % right answers. Calibrating them on labeled data is left to whoever uses them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rlabel.records import Snap
+
+SCORE_DECIMALS = 6
+_LOGPROB_FLOOR = -1000.0
+
+
+def text_score(token_logprobs: Sequence[float]) -> float:
+    """Return the probability of the whole answer, exp(sum of token log-probabilities), in [0, 1], to 6 decimals.
+
+    token_logprobs: natural logarithms, end token included, any order. No tokens at all, or one that is not a number,
+    give 0.0.
+    """
+    if not token_logprobs or any(math.isnan(logprob) for logprob in token_logprobs):
+        return 0.0
+    # Half precision can lift a log-probability slightly above 0; below the floor a score is 0 anyway, but fsum
+    # overflows.
+    return round(
+        math.exp(math.fsum(min(0.0, max(logprob, _LOGPROB_FLOOR)) for logprob in token_logprobs)), SCORE_DECIMALS
+    )
+
+
+def label_score(text_probability: float, snap: Snap) -> float:
+    """Return the score of a label in [0, 1], rounded to 6 decimals: uncalibrated, but ordered. 0.0 where the snap
+    abstains.
+
+    text_probability: what `text_score` gave. It stands as it is where words decided, and is multiplied by
+    max(similarity, 0) where the embedding did.
+    """
+    if snap.category_id is None or not math.isfinite(text_probability):
+        return 0.0
+    nearness = max(snap.similarity, 0.0) if snap.decided_by == "embedding" else 1.0
+    return round(min(max(text_probability * nearness, 0.0), 1.0), SCORE_DECIMALS)
