@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rlabel.errors import InputError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
@@ -83,6 +84,8 @@ def train(job: TrainJob, surroundings: Surroundings) -> tuple[RegionGPTForCondit
         validation = load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit)
     checkpoint = surroundings.restore()
     state = json.loads((checkpoint / "trainer.json").read_text()) if checkpoint else {"stage": 0, "step": 0}
+    if checkpoint and not state["step"]:  # the end of a stage: plain weights, before the next stage adds LoRA
+        load_weights(model, checkpoint)
     for number, stage in enumerate(job.recipe.stages):
         if number < state["stage"]:
             continue
@@ -106,8 +109,8 @@ def _run_stage(
 ) -> None:
     if stage.lora is not None:
         _add_lora(model, stage)
-    if checkpoint is not None:
-        model.load_state_dict(load_file(checkpoint / "weights.safetensors"), strict=False)
+    if checkpoint is not None and first_step:
+        load_weights(model, checkpoint)
     groups = _parameter_groups(model, stage)
     optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
     if checkpoint is not None and first_step:
@@ -155,6 +158,29 @@ def _run_stage(
             model.train()
 
 
+def save_weights(model: RegionGPTForConditionalGeneration, path: Path) -> None:
+    """Write all weights and statistics; of tied tensors the first."""
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        if value.data_ptr() not in seen or not value.numel():  # safetensors refuses shared memory
+            seen.add(value.data_ptr())
+            weights[name] = value.detach().contiguous().cpu()
+    save_file(weights, path)
+
+
+def load_weights(model: RegionGPTForConditionalGeneration, checkpoint: Path) -> None:
+    """Load a checkpoint's weights. Raises InputError when they are not of this model."""
+    weights = load_file(checkpoint / "weights.safetensors")
+    result = model.load_state_dict(weights, strict=False)
+    state = model.state_dict()
+    loaded = {state[name].data_ptr() for name in weights if name in state}
+    missing = [name for name in result.missing_keys if state[name].data_ptr() not in loaded]  # tied tensors are kept once
+    if missing or result.unexpected_keys:
+        odd = (missing + result.unexpected_keys)[0]
+        raise InputError(f"{checkpoint}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model.")
+
+
 def _parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) -> list[dict[str, object]]:
     """Freeze everything, then free what the stage names. The longest matching prefix decides a parameter's rate."""
     groups: dict[float, list[nn.Parameter]] = {}
@@ -186,13 +212,7 @@ def _checkpoint_writer(
 ) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        weights: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, value in model.state_dict().items():
-            if value.data_ptr() not in seen or not value.numel():  # tied tensors once: safetensors refuses shared memory
-                seen.add(value.data_ptr())
-                weights[name] = value.detach().contiguous().cpu()
-        save_file(weights, folder / "weights.safetensors")
+        save_weights(model, folder / "weights.safetensors")
         if optimizer is not None:
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         (folder / "trainer.json").write_text(json.dumps(place))

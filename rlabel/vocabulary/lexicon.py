@@ -51,8 +51,9 @@ class _Owners:
 
 
 class Lexicon:
-    """The names and synonyms of a vocabulary, indexed. A name goes before a synonym, and of equal names the first in
-    file order.
+    """The names and synonyms of a vocabulary, indexed.
+
+    A name goes before a synonym, and of equal names the first in file order.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:

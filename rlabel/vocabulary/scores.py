@@ -31,8 +31,7 @@ def text_score(token_logprobs: Sequence[float]) -> float:
 
 
 def label_score(text_probability: float, snap: Snap) -> float:
-    """Return the score of a label in [0, 1], rounded to 6 decimals: uncalibrated, but ordered. 0.0 where the snap
-    abstains.
+    """Return the score of a label in [0, 1], to 6 decimals: uncalibrated, but ordered. 0.0 where the snap abstains.
 
     text_probability: what `text_score` gave. It stands as it is where words decided, and is multiplied by
     max(similarity, 0) where the embedding did.

@@ -1,0 +1,1 @@
+"""The commands, one file each. Thin: they read settings, call the rooms below, and say what was written where."""

@@ -1,0 +1,174 @@
+"""`rlabel label`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
+from rlabel.config import LabelSettings, load_settings
+from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
+from rlabel.run.directory import RunDirectory
+from rlabel.run.job import LabelJob, open_run, plan_job
+from rlabel.run.progress import RunProgress, heartbeat
+
+
+@click.command(context_settings={"max_content_width": 110})
+@settings_options(LabelSettings)
+@click.option("--dry-run", is_flag=True, help="Print the plan, the exact prompt and the estimated cost; label nothing.")
+@ends_cleanly
+def label(config: str | None, dry_run: bool, **flags: Any) -> None:
+    """Label every region of a corpus: a category with a score, an abstention, or a failure with its reason.
+
+    \b
+    Example:
+      rlabel label --images photos/ --regions masks.json --vocabulary names.txt --out run/
+
+    Run it again to continue where it stopped. Exit codes: 0 done, 1 stopped by an error, 2 wrong call, 3 too many failures, 130 interrupted.
+    """
+    settings = load_settings(LabelSettings, config, flags)
+    run_label(settings, dry_run=dry_run)
+
+
+def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
+    """Plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings."""
+    _refuse_relative_paths_in_a_job(settings)
+    job = plan_job(settings)
+    with job.corpus:
+        if dry_run:
+            _print_plan(job)
+            return
+        run = open_run(job, under_ray=not settings.no_ray)
+        progress = RunProgress(run, settings.heartbeat_s)
+        for note in job.vocabulary.notes:
+            print(f"rlabel: vocabulary: {note}", file=sys.stderr)
+        for problem in job.corpus.problems[:20]:
+            print(f"rlabel: corpus: {problem.where}: {problem.what}", file=sys.stderr)
+        try:
+            _label(job, run, progress)
+            counts = run.merge(results_files=settings.results_files)
+        except (KeyboardInterrupt, Stopped):
+            progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
+            raise
+        except RlabelError as error:
+            progress.write("failed", error.exit_code, str(error))
+            raise
+        rate = counts.failures / max(counts.regions, 1)
+        too_many = rate > settings.max_failure_rate
+        message = (
+            f"{counts.labels} labels, {counts.abstentions} abstentions, {counts.failures} failures of {counts.regions} regions "
+            f"in {counts.images} images: {run.store.join('labels.json')}"
+        )
+        status = progress.write("done", 3 if too_many else 0, message)
+        print(f"rlabel: {message}", file=sys.stderr)
+        print_json(
+            {
+                "run": settings.out, "state": "done", "exit_code": 3 if too_many else 0, "labels": counts.labels,
+                "abstentions": counts.abstentions, "failures": counts.failures, "regions": counts.regions,
+                "images": counts.images, "regions_per_s": status.regions_per_s, "file": run.store.join("labels.json"),
+            }  # fmt: skip
+        )
+        if too_many:
+            raise TooManyFailures(
+                f"{settings.out}: {counts.failures} of {counts.regions} regions failed ({rate:.1%}); at most {settings.max_failure_rate:.1%} are allowed. "
+                "Their reasons are in failures.jsonl. Mend the input, or raise --max-failure-rate."
+            )
+
+
+def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
+    from rlabel.run.worker import LabelWorker, worker_spec
+
+    if len(run.committed()) == run.num_shards:
+        print(f"rlabel: {job.settings.out}: all {run.num_shards} shards are there already; writing the labels again.", file=sys.stderr)
+        return
+    spec = worker_spec(job.settings, job.model, job.question, job.vocabulary, run)
+    if job.settings.no_ray:
+        from rlabel.run.local import label_in_process
+
+        stop_on_sigterm()
+        label_in_process(run, job.shards(), lambda: _told(LabelWorker(spec)), progress)
+        return
+    from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
+    from rlabel.cluster.session import ray_session
+
+    settings = job.settings
+    with ray_session(settings.address, settings.num_actors * settings.cpus_per_actor) as ray:
+        stop_on_sigterm()
+        num_actors, gpus = choose_actors(ray, settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor)
+        options = PoolOptions(
+            num_actors=min(num_actors, max(1, run.num_shards)),
+            gpus_per_actor=gpus,
+            cpus_per_actor=settings.cpus_per_actor,
+            max_attempts=settings.max_attempts,
+            shard_timeout_s=settings.shard_timeout_s,
+            wait_for_actors_s=settings.wait_for_actors_s,
+        )
+        pool = ShardPool(ray, LabelWorker, (spec,), run, options)
+        print(f"rlabel: {options.num_actors} actors, {run.num_shards - len(run.committed())} shards to do", file=sys.stderr, flush=True)
+        pool.label(job.shards(), progress.beat)
+        _tell_quantized(pool.worker_notes)
+    if len(run.committed()) != run.num_shards:
+        raise RunError(f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again.")
+
+
+def _told(worker: Any) -> Any:
+    _tell_quantized(worker.describe())
+    return worker
+
+
+def _tell_quantized(layers: tuple[str, ...] | None) -> None:
+    if layers:
+        print(f"rlabel: {len(layers)} layers quantized:\n" + "\n".join(f"  {name}" for name in layers), file=sys.stderr, flush=True)
+
+
+def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:
+    """A Ray job's working folder is a throw-away copy: labels written into it would be lost."""
+    import os
+
+    in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    if in_job and "://" not in settings.out and not os.path.isabs(settings.out):
+        raise UsageError(f"--out {settings.out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL.")
+
+
+def _print_plan(job: LabelJob) -> None:
+    from rlabel.regiongpt.assembly import load_processor
+    from rlabel.regiongpt.quantization import count_parameters
+
+    prompt = load_processor(str(job.model)).prompt(job.question)
+    parameters = count_parameters(job.model)
+    language = parameters.get("language_model", 0)
+    plan = job.plan
+    tokens = plan.num_images * len(prompt.prefix_ids) + plan.num_regions * (len(prompt.suffix_ids) + 4)
+    print(f"images            {plan.num_images}")
+    print(f"regions           {plan.num_regions}")
+    print(f"shards            {plan.num_shards} (at most {job.settings.images_per_shard} images each)")
+    print(f"categories        {len(job.vocabulary.categories)} ({job.vocabulary.name})")
+    print(f"model             {job.model.name}: " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()))
+    print(f"prompt            {prompt.text!r}")
+    print(f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its regions, and {len(prompt.suffix_ids)} a region")
+    print(f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a region assumed)")
+    print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of labels")
+    print(f"time              {_time_estimate(job)}")
+
+
+def _time_estimate(job: LabelJob) -> str:
+    status = None
+    try:
+        run = RunDirectory.open(open_store(job.settings.out))
+        from rlabel.run.status import read_status
+
+        status = read_status(run.store)
+    except RlabelError:
+        pass
+    if status is not None and status.regions_per_s:
+        left = (status.regions_total - status.regions_done) / status.regions_per_s
+        return f"{left / 3600:.2f} h for what is left, at the {status.regions_per_s:.1f} regions/s this run had ({heartbeat(status)})"
+    return "unknown until a run has begun: label a part with --limit into another --out, its last line gives regions/s"
+
+
+def open_store(url: str) -> Any:
+    from rlabel.storage import Store
+
+    return Store.open(url)

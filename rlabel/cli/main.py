@@ -1,0 +1,49 @@
+"""The `rlabel` command. Commands are imported when they run, so that help needs neither torch nor Ray."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import rlabel
+
+_COMMANDS = {
+    "label": "Label the regions of a corpus and write COCO.",
+    "train": "Fine-tune a labeler on labeled COCO.",
+    "evaluate": "Compare a run with the truth.",
+    "status": "Say how far a run is.",
+    "validate": "Check a corpus before it is labeled or trained on.",
+    "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"rlabel.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(rlabel.__version__, prog_name="rlabel")
+def main() -> None:
+    """Turn class-agnostic masks or boxes into scored COCO labels with a region vision-language model.
+
+    \b
+    Example:
+      rlabel label --images photos/ --regions masks.json --vocabulary names.txt --out run/
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Click options made from a settings record, and the way errors end a command."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rlabel.errors import RlabelError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+
+def settings_options(kind: type[BaseModel]) -> Callable[[_F], _F]:
+    """Return a decorator that adds one option for each field of the record, all None by default so that --config can speak."""
+
+    def decorate(function: _F) -> _F:
+        hints = typing.get_type_hints(kind)
+        for name, info in reversed(kind.model_fields.items()):
+            function = _option(name, info, hints[name])(function)
+        return click.option("--config", type=click.Path(dir_okay=False), help="YAML file of settings; flags win.")(function)
+
+    return decorate
+
+
+def _option(name: str, info: FieldInfo, hint: Any) -> Callable[[_F], _F]:
+    flag = f"--{name.replace('_', '-')}"
+    required = info.default is PydanticUndefined
+    default = "" if required or info.default is None else f" [default: {info.default}]"
+    text = f"{(info.description or name.replace('_', ' ')).strip()}{' [required]' if required else default}"
+    plain = _without_none(hint)
+    if plain is bool:
+        if info.default is False:
+            return click.option(flag, name, is_flag=True, default=None, help=text)
+        return click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=text)
+    kind: Any = plain
+    if get_origin(plain) is Literal:
+        kind = click.Choice([str(choice) for choice in get_args(plain)])
+    return click.option(flag, name, type=kind, default=None, help=text)
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def ends_cleanly(function: _F) -> _F:
+    """Turn rlabel's errors into one message on stderr and their exit code; Ctrl-C and SIGTERM into a sentence and 130."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except RlabelError as error:
+            print(f"rlabel: {error}", file=sys.stderr, flush=True)
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, Stopped):
+            print("rlabel: stopped; what is done stays. Run the same command again to go on.", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class Stopped(BaseException):
+    """SIGTERM arrived. Not an Exception: nothing that survives a bad item may swallow it."""
+
+
+def stop_on_sigterm() -> None:
+    """Raise Stopped at SIGTERM. Call it after Ray has started: ray.init installs a handler of its own."""
+
+    def stop(_signal: int, _frame: object) -> NoReturn:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON object on stdout: the last, machine-readable line of a command."""
+    print(json.dumps(document, ensure_ascii=False, sort_keys=True, allow_nan=False), flush=True)

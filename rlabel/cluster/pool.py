@@ -1,0 +1,253 @@
+"""Places shards on a pool of actors: one actor call is one shard, committed by the actor. Knows nothing of models or COCO.
+
+A shard is tried a few times, each within a deadline; one that keeps failing is split into its images, and the image that fails even
+alone is recorded as a failure with the reason. Actors that die are replaced. Old attempts may still write: a commit takes the first.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlabel.errors import RunError
+from rlabel.records import Failure, ImageRecord, Outcome, Shard, ShardResult
+from rlabel.run.directory import RunDirectory
+
+# Shards waiting at an actor: one in work and one behind it, which is also the backpressure on the driver.
+WINDOW = 2
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    num_actors: int
+    gpus_per_actor: float
+    cpus_per_actor: int
+    max_attempts: int = 3
+    shard_timeout_s: float = 3600.0
+    wait_for_actors_s: float = 600.0
+
+
+@dataclass(slots=True)
+class _Task:
+    """A shard, or one image of a shard that is being split (part: its place in the shard)."""
+
+    shard: Shard
+    part: int | None = None
+    attempts: int = 0
+    last_error: str = ""
+
+
+@dataclass(slots=True)
+class _Split:
+    """The images of a split shard that are done, by place."""
+
+    shard: Shard
+    results: dict[int, ShardResult] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Actor:
+    handle: Any
+    ready: Any
+    is_ready: bool = False
+    in_flight: dict[Any, _Task] = field(default_factory=dict)
+    head_since: float = 0.0
+
+
+class ShardPool:
+    """Runs one labeling run on Ray actors. make_worker_args: what the actor class is made with."""
+
+    def __init__(self, ray: Any, worker_class: type, worker_args: tuple[Any, ...], run: RunDirectory, options: PoolOptions) -> None:
+        self.ray = ray
+        self.run = run
+        self.options = options
+        # Restarts are ours: a restarted actor of Ray's would take its old calls again, without a count.
+        remote = ray.remote(num_cpus=options.cpus_per_actor, num_gpus=options.gpus_per_actor, max_restarts=0, max_task_retries=0)(worker_class)
+        self._start = lambda: remote.remote(*worker_args)
+        self.actors: list[_Actor] = []
+        self.waiting: deque[_Task] = deque()
+        self.splits: dict[int, _Split] = {}
+        self.worker_notes: Any = None
+        self.num_deaths = 0
+
+    def label(self, shards: Iterable[Shard], on_tick: Callable[[], None] = lambda: None) -> None:
+        """Label every shard that is not committed.
+
+        Raises RunError when no actor starts in time, or when actors cannot be built at all; what is committed stays.
+        """
+        committed = self.run.committed()
+        todo = (shard for shard in shards if shard.index not in committed)
+        first = next(todo, None)
+        if first is None:
+            return
+        source: Iterator[Shard] = iter(todo)
+        self.waiting.append(_Task(first))
+        self.actors = [self._new_actor() for _ in range(self.options.num_actors)]
+        try:
+            started = time.monotonic()
+            exhausted = False
+            while True:
+                exhausted = self._feed(source, exhausted)
+                if exhausted and not self.waiting and not any(actor.in_flight for actor in self.actors):
+                    break
+                self._wait(started)
+                on_tick()
+        finally:
+            for actor in self.actors:
+                self._kill(actor)
+
+    def _feed(self, source: Iterator[Shard], exhausted: bool) -> bool:
+        """Fill the windows of the actors that are ready; return whether the source is exhausted."""
+        for depth in range(WINDOW):  # breadth first: no actor gets a second shard before each has one
+            for actor in self.actors:
+                if not actor.is_ready or len(actor.in_flight) > depth:
+                    continue
+                if not self.waiting and not exhausted:
+                    shard = next(source, None)
+                    exhausted = shard is None
+                    if shard is not None:
+                        self.waiting.append(_Task(shard))
+                if self.waiting:
+                    self._submit(actor, self.waiting.popleft())
+        return exhausted
+
+    def _submit(self, actor: _Actor, task: _Task) -> None:
+        method = actor.handle.label_and_commit if task.part is None else actor.handle.label_only
+        if not actor.in_flight:
+            actor.head_since = time.monotonic()
+        shard = task.shard if task.part is None else _image_shard(task.shard, task.part)
+        actor.in_flight[method.remote(shard)] = task
+
+    def _wait(self, started: float) -> None:
+        pending = [ref for actor in self.actors for ref in actor.in_flight] + [actor.ready for actor in self.actors if not actor.is_ready]
+        done, _ = self.ray.wait(pending, num_returns=1, timeout=_POLL_S)
+        now = time.monotonic()
+        for ref in done:
+            actor = next(actor for actor in self.actors if ref in actor.in_flight or ref is actor.ready or ref == actor.ready)
+            if ref in actor.in_flight:
+                self._take(actor, ref)
+            else:
+                self._take_ready(actor)
+        for actor in list(self.actors):
+            if actor.in_flight and now - actor.head_since > self.options.shard_timeout_s:
+                self._lost(actor, f"no answer within {self.options.shard_timeout_s:g} s")
+        if not any(actor.is_ready for actor in self.actors) and now - started > self.options.wait_for_actors_s:
+            raise RunError(
+                f"Ray: no actor with {self.options.cpus_per_actor} CPU and {self.options.gpus_per_actor:g} GPU could start within "
+                f"{self.options.wait_for_actors_s:g} s. The cluster has {self.ray.cluster_resources()}. "
+                "Lower --gpus-per-actor or --cpus-per-actor, add nodes, or raise --wait-for-actors-s; what is done stays."
+            )
+
+    def _take_ready(self, actor: _Actor) -> None:
+        try:
+            self.worker_notes = self.ray.get(actor.ready)
+            actor.is_ready = True
+        except Exception as error:
+            cause = getattr(error, "cause", None)
+            self.num_deaths += 1
+            # A constructor that raises will raise again; one that was killed may not.
+            if cause is not None or self.num_deaths > self.options.max_attempts * self.options.num_actors:
+                raise RunError(f"Ray: a labeling actor cannot start: {_words(cause or error)}") from error
+            self._replace(actor)
+
+    def _take(self, actor: _Actor, ref: Any) -> None:
+        task = actor.in_flight[ref]
+        try:
+            value = self.ray.get(ref)
+        except self.ray.exceptions.RayActorError as error:
+            self._lost(actor, f"the worker died ({_words(error)[:200]})")
+            return
+        except Exception as error:
+            del actor.in_flight[ref]
+            actor.head_since = time.monotonic()
+            self._again(task, _words(getattr(error, "cause", None) or error))
+            return
+        del actor.in_flight[ref]
+        actor.head_since = time.monotonic()
+        if task.part is not None:
+            self._take_part(task, value)
+
+    def _lost(self, actor: _Actor, reason: str) -> None:
+        """Replace an actor. Only the shard it was at is to blame; the one behind it goes back without a count."""
+        tasks = list(actor.in_flight.values())
+        actor.in_flight.clear()
+        self._replace(actor)
+        if tasks:
+            self._again(tasks[0], reason)
+        self.waiting.extendleft(reversed(tasks[1:]))
+
+    def _again(self, task: _Task, reason: str) -> None:
+        task.attempts += 1
+        task.last_error = reason
+        name = f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
+        print(f"rlabel: {name}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}", file=sys.stderr, flush=True)
+        if task.attempts < self.options.max_attempts:
+            self.waiting.append(task)
+        elif task.part is None and len(task.shard.images) > 1:
+            self.splits[task.shard.index] = _Split(task.shard)
+            self.waiting.extend(_Task(task.shard, part=part) for part in range(len(task.shard.images)))
+        elif task.part is None:
+            self.run.commit(_failed_shard(task.shard, reason, task.attempts))
+        else:
+            self._take_part(task, _failed_shard(_image_shard(task.shard, task.part), reason, task.attempts))
+
+    def _take_part(self, task: _Task, result: ShardResult) -> None:
+        split = self.splits[task.shard.index]
+        assert task.part is not None
+        split.results[task.part] = result
+        if len(split.results) == len(split.shard.images):
+            outcomes: list[Outcome] = [outcome for part in range(len(split.shard.images)) for outcome in split.results[part].outcomes]
+            rows = tuple(image.row for image in split.shard.images)
+            self.run.commit(ShardResult(index=split.shard.index, images=rows, outcomes=tuple(outcomes)))
+            del self.splits[task.shard.index]
+
+    def _new_actor(self) -> _Actor:
+        handle = self._start()
+        return _Actor(handle=handle, ready=handle.describe.remote())
+
+    def _replace(self, actor: _Actor) -> None:
+        self._kill(actor)
+        self.actors[self.actors.index(actor)] = self._new_actor()
+
+    def _kill(self, actor: _Actor) -> None:
+        try:
+            self.ray.kill(actor.handle, no_restart=True)
+        except Exception as error:  # a handle of an actor that never started, or a cluster that is gone
+            print(f"rlabel: an actor could not be ended: {_words(error)}", file=sys.stderr, flush=True)
+
+
+def _image_shard(shard: Shard, part: int) -> Shard:
+    return replace(shard, images=(shard.images[part],), stray_regions=())
+
+
+def _failed_shard(shard: Shard, reason: str, attempts: int) -> ShardResult:
+    """Return the result of a shard whose every attempt failed: a failure for each region."""
+    from rlabel.corpus.inputs import stray_failure
+
+    def failures(image: ImageRecord) -> list[Outcome]:
+        why = f"{image.file_name or 'an image without a file name'}: not labeled in {attempts} attempts: {reason}."
+        return [Failure(region=region, image_id=image.row.get("id"), kind="attempts", reason=why) for region in image.regions]
+
+    outcomes = [failure for image in shard.images for failure in failures(image)] + [stray_failure(region) for region in shard.stray_regions]
+    return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes))
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def choose_actors(ray: Any, num_actors: int, gpus_per_actor: float, cpus_per_actor: int) -> tuple[int, float]:
+    """Return (number of actors, GPUs of each) for the connected cluster, where the settings leave them open."""
+    resources = ray.cluster_resources()
+    num_gpus = resources.get("GPU", 0.0)
+    gpus = gpus_per_actor if gpus_per_actor >= 0 else (1.0 if num_gpus >= 1 else 0.0)
+    if num_actors:
+        return num_actors, gpus
+    if gpus > 0:
+        return max(1, int(num_gpus / gpus)), gpus
+    return max(1, min(4, int(resources.get("CPU", 1.0)) // cpus_per_actor)), gpus

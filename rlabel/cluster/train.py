@@ -1,0 +1,149 @@
+"""Runs the training loop on Ray Train workers. Knows nothing of models or losses: it gives the plain loop its surroundings."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlabel.errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlabel.training.loop import Progress, TrainJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlacement:
+    """Where training runs. name carries the fingerprint of the settings: Ray would silently continue an old run of the same name."""
+
+    name: str
+    storage: str
+    num_workers: int
+    gpus_per_worker: float
+    cpus_per_worker: int
+    max_failures: int
+    save_dtype: str
+    log_path: str | None
+
+
+class RaySurroundings:
+    """What the loop sees of Ray Train: its rank, DDP, and checkpoints that Ray keeps in the storage path."""
+
+    def __init__(self, log_path: str | None) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.log_path = log_path
+        self._folder = tempfile.TemporaryDirectory(prefix="rlabel-checkpoint-")
+
+    def wrap(self, step: Any) -> Any:
+        from ray.train.torch import prepare_model
+
+        # A batch without zoomed crops leaves the zoom connector without gradients.
+        return prepare_model(step, parallel_strategy_kwargs={"find_unused_parameters": True})
+
+    def restore(self) -> Path | None:
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        return Path(checkpoint.to_directory(str(Path(self._folder.name) / "restored"))) if checkpoint else None
+
+    def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
+        import ray.train
+
+        if self.rank == 0 and self.log_path:
+            _append(self.log_path, json.dumps(asdict(progress)) + "\n")
+        if write_checkpoint is None:
+            return  # Ray's report blocks all ranks; plain progress goes to the log alone
+        if self.rank != 0:
+            ray.train.report(asdict(progress))
+            return
+        with tempfile.TemporaryDirectory(prefix="rlabel-checkpoint-") as folder:
+            write_checkpoint(Path(folder))
+            ray.train.report(asdict(progress), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _append(path: str, line: str) -> None:
+    import fsspec
+
+    # Object stores cannot append; there the log is left out, Ray's own metrics remain.
+    filesystem, inner = fsspec.url_to_fs(path)
+    if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else (filesystem.protocol,)):
+        Path(inner).parent.mkdir(parents=True, exist_ok=True)
+        with Path(inner).open("a", encoding="utf-8") as log:
+            log.write(line)
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """The function each Ray Train worker runs."""
+    import ray.train
+    import torch
+
+    from rlabel.training.loop import train, write_model
+
+    torch.set_num_threads(config["threads"])
+    surroundings = RaySurroundings(config["log_path"])
+    model, processor = train(config["job"], surroundings)
+    if surroundings.rank != 0:
+        ray.train.report({"finished": True})
+        return
+    with tempfile.TemporaryDirectory(prefix="rlabel-model-") as folder:
+        write_model(model, processor, Path(folder) / "model", getattr(torch, config["save_dtype"]))
+        (Path(folder) / "trainer.json").write_text(json.dumps({"stage": len(config["job"].recipe.stages), "step": 0}))
+        from rlabel.training.loop import save_weights
+
+        save_weights(model.float(), Path(folder) / "weights.safetensors")
+        ray.train.report({"finished": True}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[[Path], None]) -> None:
+    """Train on the connected cluster and hand the finished model folder to `take_model`.
+
+    A killed worker goes on from the last checkpoint; the same call after a killed driver does too.
+    Raises RunError when training fails more often than allowed.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": float(placement.cpus_per_worker)}
+    if placement.gpus_per_worker > 0:
+        resources["GPU"] = placement.gpus_per_worker
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={
+            "job": job,
+            "threads": placement.cpus_per_worker,
+            "log_path": placement.log_path,
+            "save_dtype": placement.save_dtype,
+        },
+        scaling_config=ScalingConfig(num_workers=placement.num_workers, use_gpu=placement.gpus_per_worker > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=placement.name,
+            storage_path=placement.storage,
+            failure_config=FailureConfig(max_failures=placement.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        cause = error
+        while (inner := getattr(cause, "worker_failures", None)) or cause.__cause__:
+            cause = next(iter(inner.values())) if inner else cause.__cause__  # type: ignore[assignment]
+        raise RunError(
+            f"training {placement.name}: failed: {type(cause).__name__}: {' '.join(str(cause).split())[:600]}. "
+            "The same command goes on from the last checkpoint."
+        ) from error
+    if result.checkpoint is None:
+        raise RunError(f"training {placement.name}: ended without a checkpoint. Delete its folder in {placement.storage} and train again.")
+    with result.checkpoint.as_directory() as folder:
+        take_model(Path(folder) / "model")

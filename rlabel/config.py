@@ -1,0 +1,135 @@
+"""Settings of the jobs: one validated record a job, from flags and a YAML file, flags winning. Knows nothing of click, Ray or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlabel.errors import UsageError
+from rlabel.records import JsonObject, JsonValue
+
+Quantization = Literal["none", "int8", "nf4"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+EMBEDDED_MODEL = "embedded"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelSettings(_Settings):
+    """Settings of `rlabel label`. Paths may be any fsspec URL."""
+
+    images: str = Field(description="folder of the pictures")
+    regions: str = Field(description="COCO JSON with class-agnostic masks or boxes")
+    vocabulary: str = Field(description="target names: JSON, COCO or LVIS categories, or a text file")
+    out: str = Field(description="run directory, made or continued")
+    model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
+    embedder: str | None = Field(None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out")
+
+    question: str | None = Field(None, description="asked of every region; holds <region>")
+    max_new_tokens: int = Field(24, ge=1, le=1024)
+    threshold: float = Field(0.6, ge=-1, le=1, description="least cosine for the embedding step of snapping")
+    margin: float = Field(0.02, ge=0, le=2, description="least lead of the nearest category over the next")
+    include_crowds: bool = True
+    keep_zero_ids: bool = False
+    limit: int | None = Field(None, ge=0, description="only the first N images")
+
+    quantization: Quantization = "none"
+    double_quantization: bool = True
+    dtype: Dtype = "float32"
+    compute_dtype: Dtype | None = Field(None, description="of quantized layers; dtype if left out")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto: the GPU that Ray gave the actor, else the CPU")
+
+    images_per_shard: int = Field(16, ge=1)
+    max_regions_per_shard: int = Field(512, ge=1)
+    max_regions_per_batch: int = Field(64, ge=1)
+    num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on CPUs")
+    gpus_per_actor: float = Field(-1.0, ge=-1, description="-1: 1 where the cluster has GPUs, else 0")
+    cpus_per_actor: int = Field(1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray")
+    address: str | None = Field(None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset")
+    no_ray: bool = Field(False, description="label in this process")
+    max_attempts: int = Field(3, ge=1, le=20)
+    shard_timeout_s: float = Field(3600.0, gt=0)
+    wait_for_actors_s: float = Field(600.0, gt=0)
+    max_failure_rate: float = Field(0.5, ge=0, le=1, description="a larger share of failed regions ends with exit code 3")
+    results_files: bool = Field(False, description="also write labels.bbox.json and labels.segm.json")
+    heartbeat_s: float = Field(10.0, gt=0)
+
+    def deciding(self) -> JsonObject:
+        """Return the settings that decide what is written; where work runs, and how often it is tried, does not."""
+        names = (
+            "max_new_tokens", "threshold", "margin", "include_crowds", "limit", "quantization", "double_quantization", "dtype",
+            "compute_dtype", "device", "images_per_shard", "max_regions_per_shard", "max_regions_per_batch", "cpus_per_actor",
+        )  # fmt: skip
+        values: dict[str, JsonValue] = {name: getattr(self, name) for name in names}
+        if self.quantization == "none":  # these two say nothing then, so they must not refuse a resume
+            values["double_quantization"] = values["compute_dtype"] = None
+        return values
+
+
+class TrainSettings(_Settings):
+    """Settings of `rlabel train`."""
+
+    images: str = Field(description="folder of the pictures")
+    annotations: str = Field(description="COCO JSON with categories")
+    out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
+    model: str = Field(EMBEDDED_MODEL, description="model folder or hub id to start from")
+    recipe: str = Field("fine-tune", description="name of a shipped recipe, or a YAML file")
+    seed: int = 0
+    limit: int | None = Field(None, ge=1, description="only the first N images")
+    epochs: float | None = Field(None, gt=0, description="instead of the recipe's, for every stage")
+    val_images: str | None = None
+    val_annotations: str | None = None
+    val_limit: int = Field(100, ge=1)
+    storage: str | None = Field(None, description="where checkpoints go, any fsspec URL; OUT/checkpoints if left out")
+    save_dtype: Dtype = "float32"
+    num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(-1.0, ge=-1, description="-1: 1 where the cluster has GPUs, else 0")
+    cpus_per_worker: int = Field(1, ge=1)
+    num_loader_workers: int = Field(1, ge=0)
+    max_failures: int = Field(3, ge=0)
+    address: str | None = None
+    no_ray: bool = False
+
+    def deciding(self) -> JsonObject:
+        """Return the settings that decide the weights."""
+        names = ("images", "annotations", "seed", "limit", "epochs", "num_workers")
+        return {name: getattr(self, name) for name in names}
+
+
+_S = TypeVar("_S", bound=_Settings)
+
+
+def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, Any]) -> _S:
+    """Return settings from a YAML file and flags; a flag that is not None wins.
+
+    Raises UsageError naming the first field that is missing or wrong.
+    """
+    values: dict[str, Any] = {}
+    if config_file is not None:
+        try:
+            loaded = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}.") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise UsageError(f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines.")
+        values.update({str(name).replace("-", "_"): value for name, value in (loaded or {}).items()})
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        flag = f"--{name.replace('_', '-')}"
+        if first["type"] == "missing":
+            raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                f"--config {config_file}: unknown setting {name!r}. Known: {', '.join(sorted(kind.model_fields))}."
+            ) from error
+        raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error

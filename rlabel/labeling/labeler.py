@@ -1,0 +1,160 @@
+"""The Labeler: one shard in, one outcome a region out. The whole product without Ray or a run directory.
+
+Batches form inside the shard, in its order, so that a shard gives the same bytes wherever and whenever it is labeled. Pictures are
+decoded and masks drawn on a thread ahead of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
+from rlabel.corpus.limits import Limits
+from rlabel.corpus.masks import RegionMask, mask_to_rle
+from rlabel.labeling.describer import Describer
+from rlabel.labeling.engine import Decoded
+from rlabel.records import Abstention, Failure, ImageRecord, JsonValue, Label, Outcome, Region, Shard, ShardResult
+from rlabel.storage import Store
+from rlabel.vocabulary.scores import label_score, text_score
+from rlabel.vocabulary.snapping import Snapper
+
+log = logging.getLogger(__name__)
+
+# Images decoded ahead of the model: enough to hide a slow picture, few enough to hold in memory.
+LOOK_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Some regions of one image with their model inputs; an image with more regions than a batch gives several."""
+
+    image: PreparedImage
+    regions: tuple[PreparedRegion, ...]
+    inputs: Any
+
+
+class Labeler:
+    """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once."""
+
+    def __init__(
+        self, describer: Describer, snapper: Snapper, *, max_regions_per_batch: int = 64, limits: Limits | None = None, include_crowds: bool = True
+    ) -> None:
+        self.describer = describer
+        self.snapper = snapper
+        self.max_regions_per_batch = max_regions_per_batch
+        self.limits = limits or Limits()
+        self.include_crowds = include_crowds
+
+    def label(self, shard: Shard, images: Store) -> ShardResult:
+        """Return what became of every region of the shard.
+
+        Raises StorageError when the image store cannot be read now; the shard may be tried again.
+        """
+        outcomes: dict[str, Outcome] = {region.key: stray_failure(region) for region in shard.stray_regions}
+        batch: list[_Piece] = []
+        for piece in self._pieces(shard, images, outcomes):
+            if batch and sum(len(item.regions) for item in batch) + len(piece.regions) > self.max_regions_per_batch:
+                self._finish(batch, outcomes)
+                batch = []
+            batch.append(piece)
+        self._finish(batch, outcomes)
+        keys = [region.key for image in shard.images for region in image.regions] + [region.key for region in shard.stray_regions]
+        return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes[key] for key in keys))
+
+    def _pieces(self, shard: Shard, images: Store, outcomes: dict[str, Outcome]) -> Iterator[_Piece]:
+        """Yield model inputs in the shard's order, made by a thread that runs a few images ahead; failures go straight to outcomes."""
+        waiting: deque[Future[tuple[PreparedImage, list[_Piece]]]] = deque()
+        records = iter(shard.images)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
+            for record in records:
+                waiting.append(pool.submit(self._prepare, record, images))
+                if len(waiting) >= LOOK_AHEAD:
+                    yield from self._taken(waiting.popleft(), outcomes)
+            while waiting:
+                yield from self._taken(waiting.popleft(), outcomes)
+
+    def _taken(self, future: Future[tuple[PreparedImage, list[_Piece]]], outcomes: dict[str, Outcome]) -> Iterator[_Piece]:
+        image, pieces = future.result()
+        outcomes.update({failure.region.key: failure for failure in image.failures})
+        yield from pieces
+
+    def _prepare(self, record: ImageRecord, images: Store) -> tuple[PreparedImage, list[_Piece]]:
+        image = prepare_image(images, record, self.limits, include_crowds=self.include_crowds)
+        size = self.max_regions_per_batch
+        groups = [image.regions[start : start + size] for start in range(0, len(image.regions), size)]
+        return image, [_Piece(image=image, regions=group, inputs=self.describer.prepare(image, group)) for group in groups]
+
+    def _finish(self, batch: list[_Piece], outcomes: dict[str, Outcome]) -> None:
+        """Answer a batch and snap its texts. What the model cannot do becomes failures of the one image that it cannot do."""
+        if not batch:
+            return
+        try:
+            answers = self.describer.describe([piece.inputs for piece in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                log.warning("%s: the model failed: %r", batch[0].image.record.file_name, error)
+                outcomes.update(_model_failures(batch[0], f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                return
+            for piece in batch:
+                self._finish([piece], outcomes)
+            return
+        for piece, decoded in zip(batch, answers, strict=True):
+            snaps = self.snapper.snap([item.text for item in decoded])
+            for region, answer, snap in zip(piece.regions, decoded, snaps, strict=True):
+                outcomes[region.region.key] = _outcome(piece.image, region, answer, snap)
+
+
+def _outcome(image: PreparedImage, prepared: PreparedRegion, answer: Decoded, snap: Any) -> Outcome:
+    region, mask, image_id = prepared.region, prepared.mask, image.record.row.get("id")
+    if not all(math.isfinite(value) for value in answer.token_logprobs):
+        return _failure(region, image_id, image, "the model gave no finite probabilities")
+    probability = text_score(answer.token_logprobs)
+    box_xywh = tuple(round(float(value), 3) for value in mask.box_xywh)
+    assert len(box_xywh) == 4
+    if snap.category_id is None:
+        return Abstention(
+            region=region, image_id=image_id, text=answer.text, text_score=probability, snap=snap, box_xywh=box_xywh, area_px=mask.area_px
+        )
+    return Label(
+        region=region,
+        image_id=image_id,
+        category_id=snap.category_id,
+        score=label_score(probability, snap),
+        text=answer.text,
+        text_score=probability,
+        snap=snap,
+        box_xywh=box_xywh,
+        area_px=mask.area_px,
+        segmentation=segmentation_to_write(region, mask),
+    )
+
+
+def segmentation_to_write(region: Region, mask: RegionMask) -> JsonValue:
+    """Return the input's segmentation verbatim where every reader takes it, else the mask as compressed RLE; None for boxes.
+
+    Polygons that had to be mended are not passed on: pycocotools takes a part of four numbers for a box.
+    """
+    if mask.source == "box":
+        return None
+    given = region.segmentation
+    if mask.source == "polygons" and mask.note is None:
+        return given
+    if isinstance(given, dict) and isinstance(given.get("counts"), str):
+        return given
+    return mask_to_rle(mask.mask_HW)
+
+
+def _failure(region: Region, image_id: JsonValue, image: PreparedImage, cause: str) -> Failure:
+    name = image.record.file_name or "an image without a file name"
+    return Failure(region=region, image_id=image_id, kind="model", reason=f"{name}, region {region.key}: {cause}.")
+
+
+def _model_failures(piece: _Piece, cause: str) -> dict[str, Outcome]:
+    image_id = piece.image.record.row.get("id")
+    return {region.region.key: _failure(region.region, image_id, piece.image, f"the model failed ({cause})") for region in piece.regions}
