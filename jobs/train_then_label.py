@@ -10,6 +10,7 @@ from rlabel.cli.label import run_label
 from rlabel.cli.options import ends_cleanly, settings_options
 from rlabel.cli.train import run_train
 from rlabel.config import LabelSettings, TrainSettings, load_settings
+from rlabel.run.job import check_files
 
 
 @click.command()
@@ -30,12 +31,13 @@ def train_then_label(
       python -m jobs.train_then_label --train-images labeled/ --annotations instances.json --tuned /data/tuned \\
         --images photos/ --regions masks.json --vocabulary names.txt --out /data/run
     """
-    label_settings = load_settings(LabelSettings, config, {**flags, "model": tuned})
-    start = flags.get("model")
+    begin = load_settings(LabelSettings, config, flags)
+    label_settings = begin.model_copy(update={"model": tuned})
     train_flags = {
-        "images": train_images, "annotations": annotations, "out": tuned, "model": start, "recipe": recipe, "num_workers": num_workers,
+        "images": train_images, "annotations": annotations, "out": tuned, "model": begin.model, "recipe": recipe, "num_workers": num_workers,
         "address": label_settings.address, "no_ray": label_settings.no_ray or None,
     }  # fmt: skip
+    check_files(label_settings)  # not after an hour of training
     run_train(load_settings(TrainSettings, None, train_flags))
     run_label(label_settings)
 

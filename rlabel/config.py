@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from rlabel.errors import UsageError
+from rlabel.errors import InputError, UsageError
 from rlabel.records import JsonObject, JsonValue
+from rlabel.schema_files import validate
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 EMBEDDED_MODEL = "embedded"
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus != -1 and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise ValueError("a share of one GPU, a whole number of GPUs, or -1 are expected")
+    return gpus
+
+
+# Ray takes no 1.5 GPUs.
+Gpus = Annotated[
+    float,
+    Field(ge=-1, le=1024, allow_inf_nan=False, json_schema_extra={"anyOf": [{"minimum": 0, "maximum": 1}, {"multipleOf": 1}]}),
+    AfterValidator(_whole_above_one),
+]
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_name: ClassVar[str]
 
 
 class LabelSettings(_Settings):
     """Settings of `rlabel label`. Paths may be any fsspec URL."""
+
+    schema_name: ClassVar[str] = "label-settings"
 
     images: str = Field(description="folder of the pictures")
     regions: str = Field(description="COCO JSON with class-agnostic masks or boxes")
@@ -31,7 +49,7 @@ class LabelSettings(_Settings):
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
     embedder: str | None = Field(None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out")
 
-    question: str | None = Field(None, description="asked of every region; holds <region>")
+    question: str | None = Field(None, pattern="<region>", description="asked of every region; holds <region>")
     max_new_tokens: int = Field(24, ge=1, le=1024)
     threshold: float = Field(0.6, ge=-1, le=1, description="least cosine for the embedding step of snapping")
     margin: float = Field(0.02, ge=0, le=2, description="least lead of the nearest category over the next")
@@ -49,7 +67,7 @@ class LabelSettings(_Settings):
     max_regions_per_shard: int = Field(512, ge=1)
     max_regions_per_batch: int = Field(64, ge=1)
     num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on CPUs")
-    gpus_per_actor: float = Field(-1.0, ge=-1, description="-1: 1 where the cluster has GPUs, else 0")
+    gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
     cpus_per_actor: int = Field(1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray")
     address: str | None = Field(None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset")
     no_ray: bool = Field(False, description="label in this process")
@@ -75,12 +93,14 @@ class LabelSettings(_Settings):
 class TrainSettings(_Settings):
     """Settings of `rlabel train`."""
 
+    schema_name: ClassVar[str] = "train-settings"
+
     images: str = Field(description="folder of the pictures")
     annotations: str = Field(description="COCO JSON with categories")
     out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id to start from")
     recipe: str = Field("fine-tune", description="name of a shipped recipe, or a YAML file")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     limit: int | None = Field(None, ge=1, description="only the first N images")
     epochs: float | None = Field(None, gt=0, description="instead of the recipe's, for every stage")
     val_images: str | None = None
@@ -89,7 +109,7 @@ class TrainSettings(_Settings):
     storage: str | None = Field(None, description="where checkpoints go, any fsspec URL; OUT/checkpoints if left out")
     save_dtype: Dtype = "float32"
     num_workers: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(-1.0, ge=-1, description="-1: 1 where the cluster has GPUs, else 0")
+    gpus_per_worker: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
     cpus_per_worker: int = Field(1, ge=1)
     num_loader_workers: int = Field(1, ge=0)
     max_failures: int = Field(3, ge=0)
@@ -97,8 +117,8 @@ class TrainSettings(_Settings):
     no_ray: bool = False
 
     def deciding(self) -> JsonObject:
-        """Return the settings that decide the weights."""
-        names = ("images", "annotations", "seed", "limit", "epochs", "num_workers")
+        """Return the settings that decide the weights that are written."""
+        names = ("images", "annotations", "seed", "limit", "epochs", "num_workers", "save_dtype")
         return {name: getattr(self, name) for name in names}
 
 
@@ -110,15 +130,7 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
 
     Raises UsageError naming the first field that is missing or wrong.
     """
-    values: dict[str, Any] = {}
-    if config_file is not None:
-        try:
-            loaded = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}.") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise UsageError(f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines.")
-        values.update({str(name).replace("-", "_"): value for name, value in (loaded or {}).items()})
+    values: dict[str, Any] = {} if config_file is None else _read_yaml(kind, config_file)
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
         return kind.model_validate(values)
@@ -128,8 +140,28 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
         flag = f"--{name.replace('_', '-')}"
         if first["type"] == "missing":
             raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
-        if first["type"] == "extra_forbidden":
-            raise UsageError(
-                f"--config {config_file}: unknown setting {name!r}. Known: {', '.join(sorted(kind.model_fields))}."
-            ) from error
         raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error
+
+
+def settings_schema(kind: type[BaseModel]) -> JsonObject:
+    """Return the JSON Schema of a settings file: as the record's own, but nothing is required, since flags may give it."""
+    schema: JsonObject = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
+    schema.pop("required", None)
+    return schema
+
+
+def _read_yaml(kind: type[_Settings], config_file: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}.") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines.")
+    values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    try:
+        validate(values, kind.schema_name, f"--config {config_file}")
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return values

@@ -26,6 +26,8 @@ from rlabel.errors import UsageError
 @click.option("--zoom", type=click.Choice(["off", "all", "small"]), default="off", help="Which regions are also cropped and encoded.")
 @click.option("--zoom-size-px", type=int, help="Side of the crops.")
 @click.option("--zoom-below-px", type=float, default=64.0, help="With --zoom small: longer side, in the squeezed picture.")
+@click.option("--zoom-keep", type=click.FloatRange(0, 1), default=0.0, help="How much of a crop's outside stays visible.")
+@click.option("--zoom-pooled-weight", type=click.FloatRange(0, 1), default=1.0, help="Weight of the mask-pooled part in zoomed regions.")
 @click.option("--tokenizer-text", multiple=True, help="Vocabulary files whose names the tokenizer of --llm tiny is learned from.")
 @click.option("--seed", type=int, default=0)
 @ends_cleanly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
@@ -13,6 +14,8 @@ from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
 from rlabel.run.directory import RunDirectory
 from rlabel.run.job import LabelJob, open_run, plan_job
 from rlabel.run.progress import RunProgress, heartbeat
+
+_PROBLEMS_SHOWN = 20
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -34,6 +37,7 @@ def label(config: str | None, dry_run: bool, **flags: Any) -> None:
 
 def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
     """Plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings."""
+    stop_on_sigterm()
     _refuse_relative_paths_in_a_job(settings)
     job = plan_job(settings)
     with job.corpus:
@@ -44,16 +48,19 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
         progress = RunProgress(run, settings.heartbeat_s)
         for note in job.vocabulary.notes:
             print(f"rlabel: vocabulary: {note}", file=sys.stderr)
-        for problem in job.corpus.problems[:20]:
+        for problem in job.corpus.problems[:_PROBLEMS_SHOWN]:
             print(f"rlabel: corpus: {problem.where}: {problem.what}", file=sys.stderr)
+        if len(job.corpus.problems) > _PROBLEMS_SHOWN:
+            print(f"rlabel: corpus: {len(job.corpus.problems) - _PROBLEMS_SHOWN} more problems: rlabel validate lists them", file=sys.stderr)
+        progress.write("running")
         try:
             _label(job, run, progress)
             counts = run.merge(results_files=settings.results_files)
         except (KeyboardInterrupt, Stopped):
             progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
             raise
-        except RlabelError as error:
-            progress.write("failed", error.exit_code, str(error))
+        except Exception as error:
+            progress.write("failed", error.exit_code if isinstance(error, RlabelError) else 1, str(error))
             raise
         rate = counts.failures / max(counts.regions, 1)
         too_many = rate > settings.max_failure_rate
@@ -87,14 +94,14 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
     if job.settings.no_ray:
         from rlabel.run.local import label_in_process
 
-        stop_on_sigterm()
-        label_in_process(run, job.shards(), lambda: _told(LabelWorker(spec)), progress)
+        label_in_process(run, job.shards(), lambda: _told(LabelWorker(spec)), progress, job.settings.max_attempts)
         return
     from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
     from rlabel.cluster.session import ray_session
 
     settings = job.settings
-    with ray_session(settings.address, settings.num_actors * settings.cpus_per_actor) as ray:
+    # Ray tells of dead workers on stdout, whatever it is told; stdout is for results.
+    with redirect_stdout(sys.stderr), ray_session(settings.address, max(settings.num_actors, 1) * settings.cpus_per_actor) as ray:
         stop_on_sigterm()
         num_actors, gpus = choose_actors(ray, settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor)
         options = PoolOptions(
@@ -129,7 +136,9 @@ def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:
 
     in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     if in_job and "://" not in settings.out and not os.path.isabs(settings.out):
-        raise UsageError(f"--out {settings.out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL.")
+        raise UsageError(
+            f"--out {settings.out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL."
+        )
 
 
 def _print_plan(job: LabelJob) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -41,9 +42,9 @@ def _option(name: str, info: FieldInfo, hint: Any) -> Callable[[_F], _F]:
     text = f"{(info.description or name.replace('_', ' ')).strip()}{' [required]' if required else default}"
     plain = _without_none(hint)
     if plain is bool:
-        if info.default is False:
-            return click.option(flag, name, is_flag=True, default=None, help=text)
-        return click.option(f"{flag}/--no-{name.replace('_', '-')}", name, default=None, help=text)
+        # Both ways, so that a flag can win over --config whatever that says.
+        opposite = f"--{flag.removeprefix('--no-')}" if name.startswith("no_") else f"--no-{flag.removeprefix('--')}"
+        return click.option(f"{flag}/{opposite}", name, default=None, help=text)
     kind: Any = plain
     if get_origin(plain) is Literal:
         kind = click.Choice([str(choice) for choice in get_args(plain)])
@@ -78,12 +79,13 @@ class Stopped(BaseException):
 
 
 def stop_on_sigterm() -> None:
-    """Raise Stopped at SIGTERM. Call it after Ray has started: ray.init installs a handler of its own."""
+    """Raise Stopped at SIGTERM. Call it at the start, and again after ray.init, which installs a handler of its own."""
 
     def stop(_signal: int, _frame: object) -> NoReturn:
         raise Stopped
 
-    signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        signal.signal(signal.SIGTERM, stop)
 
 
 def print_json(document: object) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import click
 
 from rlabel.cli.options import Stopped, ends_cleanly, settings_options, stop_on_sigterm
 from rlabel.config import TrainSettings, load_settings
-from rlabel.errors import InputError, UsageError
+from rlabel.errors import InputError, StorageError, UsageError
 from rlabel.storage import MissingFile, Store, open_url
 
 RECORD = "training.json"
@@ -44,6 +46,9 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     recipe = load_recipe(settings.recipe)
     if settings.epochs is not None:
         recipe = recipe.model_copy(update={"stages": [stage.model_copy(update={"epochs": settings.epochs}) for stage in recipe.stages]})
+    if settings.no_ray and settings.num_workers > 1:
+        raise UsageError(f"--no-ray trains in this process alone, got --num-workers {settings.num_workers}. Leave one of the two out.")
+    refuse_relative_out_in_a_job(settings.out)
     if (settings.val_images is None) != (settings.val_annotations is None):
         raise UsageError("--val-images and --val-annotations: expected both or neither, got one. Give the other.")
     model = resolve(settings.model)
@@ -67,16 +72,23 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         num_loader_workers=settings.num_loader_workers,
     )
     if dry_run:
-        _print_plan(job)
+        _check_recipe(job)
+        _print_plan(job, settings.num_workers)
         return
     out = Store.open(settings.out)
-    if _begin(out, settings.out, {**record, "fingerprint": fingerprint}):
+    record = {**record, "fingerprint": fingerprint}
+    if _is_finished(out, settings.out, record):
         print(f"rlabel: {settings.out} holds the finished model of exactly these settings.", file=sys.stderr)
         return
-    _check_corpus(job)
+    if out.is_process_private and not settings.no_ray:
+        raise UsageError(f"--out {settings.out}: a store that lives in one process cannot take what workers write. Use a disk or an object store.")
+    _check_recipe(job)
+    _check_corpora(job)
+    if not out.put_if_absent(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()):
+        _is_finished(out, settings.out, record)  # another command may have claimed the folder meanwhile
     try:
         if settings.no_ray:
-            _train_here(settings, job, out)
+            _train_here(settings, job, out, fingerprint)
         else:
             _train_on_ray(settings, job, out, fingerprint)
     except Stopped:
@@ -85,49 +97,67 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     print(f"rlabel: wrote {settings.out}; label with: rlabel label --model {settings.out} ...", file=sys.stderr)
 
 
-def _begin(out: Store, name: str, record: dict[str, Any]) -> bool:
-    """Claim the output folder; return True if it holds the finished model already.
+def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
+    """Return whether the output folder holds the finished model of these settings; False for a new folder and for one to be continued.
 
     Raises UsageError when it was begun with other settings, or holds something else.
     """
-    data = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
     names = [entry for entry in out.list("") if not entry.startswith(".")]
-    if names and RECORD not in names:
-        raise UsageError(f"--out {name}: expected a new folder or one of an earlier `rlabel train`, got other files ({names[0]}, ...). Give another --out.")
-    if not out.put_if_absent(RECORD, data):
+    if not names:
+        return False
+    foreign = UsageError(f"--out {name}: expected a new folder or one of an earlier `rlabel train`, got other files ({names[0]}, ...). Give another --out.")
+    if RECORD not in names:
+        raise foreign
+    try:
         old = json.loads(out.read(RECORD))
+    except ValueError as error:
+        raise foreign from error
+    if not isinstance(old, dict):
+        raise foreign
+    if old.get("fingerprint") != record["fingerprint"]:
         differing = [key for key in record if key != "fingerprint" and old.get(key) != record[key]]
-        if old.get("fingerprint") != record["fingerprint"]:
-            raise UsageError(
-                f"--out {name}: was begun with other settings ({', '.join(differing) or 'another version'}); continuing would mix two trainings. "
-                "Give another --out, or the settings of that training."
-            )
-    return out.exists("config.json")
+        raise UsageError(
+            f"--out {name}: was begun with other settings ({', '.join(differing) or 'another version'}); continuing would mix two trainings. "
+            "Give another --out, or the settings of that training."
+        )
+    return "config.json" in names
 
 
-def _check_corpus(job: Any) -> None:
+def _check_recipe(job: Any) -> None:
+    """Look for the recipe's names in the model before the output folder is claimed: a misspelling must not bind it."""
+    from rlabel.regiongpt.quantization import count_parameters
+    from rlabel.training.checkpoint import weight_names
+
+    count_parameters(job.model)  # says which file is no whole safetensors
+    for stage in job.recipe.stages:
+        stage.check_names(weight_names(job.model))
+
+
+def _check_corpora(job: Any) -> None:
     """Read the labels once here, so that a bad file is told before any worker starts."""
     from rlabel.training.dataset import load_corpus
 
     corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
     print(f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.names)} categories", file=sys.stderr, flush=True)
+    if job.val_annotations_url:
+        load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit)
 
 
-def _train_here(settings: TrainSettings, job: Any, out: Store) -> None:
-    import torch
+def _checkpoints_url(settings: TrainSettings, out: Store) -> str:
+    return _absolute(settings.storage) if settings.storage else out.join("checkpoints")
 
-    from rlabel.training.loop import LocalSurroundings
-    from rlabel.training.loop import train as loop
-    from rlabel.training.loop import write_model
 
+def _train_here(settings: TrainSettings, job: Any, out: Store, fingerprint: str) -> None:
+    from rlabel.training.loop import train_here
+
+    url = _checkpoints_url(settings, out)
+    storage = Store.open(url).local_path("")
+    if storage is None:
+        flag = "--storage" if settings.storage else "--out"
+        raise UsageError(f"{flag} {url}: --no-ray keeps its checkpoints on a local disk. Use a local folder, or leave --no-ray out.")
     stop_on_sigterm()
-    torch.set_num_threads(settings.cpus_per_worker)
-    folder = out.local_path("")
-    if folder is None:
-        raise UsageError(f"--out {settings.out}: --no-ray keeps its checkpoints on a local disk. Use a local folder, or leave --no-ray out.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = loop(job, LocalSurroundings(folder / "checkpoints", device, lambda line: print(f"rlabel: {line}", file=sys.stderr, flush=True)))
-    _write_out(lambda target: write_model(model, processor, target, getattr(torch, settings.save_dtype)), out)
+    write = train_here(job, storage / _run_name(fingerprint), out.local_path("progress.jsonl"), settings.cpus_per_worker, settings.save_dtype, _say)
+    _write_out(write, out)
 
 
 def _train_on_ray(settings: TrainSettings, job: Any, out: Store, fingerprint: str) -> None:
@@ -135,28 +165,54 @@ def _train_on_ray(settings: TrainSettings, job: Any, out: Store, fingerprint: st
     from rlabel.cluster.session import ray_session
     from rlabel.cluster.train import TrainPlacement, train_on_ray
 
-    log_path = out.join("progress.jsonl")
-    # Training's own controller takes a logical CPU beside the workers'.
-    with ray_session(settings.address, settings.num_workers * settings.cpus_per_worker + 1) as ray, _followed(out):
+    if out.local_path("") is None:
+        _say(f"{settings.out} cannot be appended to, so no progress lines; checkpoints will show in {_checkpoints_url(settings, out)}")
+    with ray_session(settings.address, settings.num_workers * settings.cpus_per_worker) as ray, _followed(out):
         stop_on_sigterm()
         _, gpus = choose_actors(ray, 1, settings.gpus_per_worker, settings.cpus_per_worker)
+        _tell_if_too_few(ray, settings, gpus)
         placement = TrainPlacement(
-            name=f"rlabel-{fingerprint[:16]}",
-            storage=_absolute(settings.storage) if settings.storage else out.join("checkpoints"),
+            name=_run_name(fingerprint),
+            storage=_checkpoints_url(settings, out),
             num_workers=settings.num_workers,
             gpus_per_worker=gpus,
             cpus_per_worker=settings.cpus_per_worker,
             max_failures=settings.max_failures,
             save_dtype=settings.save_dtype,
-            log_path=log_path,
+            log_path=out.local_path("progress.jsonl"),
         )
         train_on_ray(job, placement, lambda folder: _copy_model(folder, out))
+
+
+def _run_name(fingerprint: str) -> str:
+    return f"rlabel-{fingerprint[:16]}"
+
+
+def _say(line: str) -> None:
+    print(f"rlabel: {line}", file=sys.stderr, flush=True)
+
+
+def _tell_if_too_few(ray: Any, settings: TrainSettings, gpus_per_worker: float) -> None:
+    """Say so when the cluster is too small now: Ray would wait without a word, since nodes may still come."""
+    have = ray.cluster_resources()
+    for name, each in (("CPU", float(settings.cpus_per_worker)), ("GPU", gpus_per_worker)):
+        if each * settings.num_workers > have.get(name, 0.0):
+            _say(
+                f"{settings.num_workers} workers need {each * settings.num_workers:g} {name}s, the cluster has {have.get(name, 0.0):g}: "
+                "waiting for nodes to join. Lower --num-workers, or stop with Ctrl-C."
+            )
 
 
 def _copy_model(folder: Path, out: Store) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == "config.json"):  # config.json last: where it is, the model is whole
-        out.put(str(path.relative_to(folder)), path.read_bytes())
+        out.put_stream(path.relative_to(folder).as_posix(), _chunks(path))
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            yield chunk
 
 
 def _write_out(write: Any, out: Store) -> None:
@@ -175,6 +231,7 @@ class _followed:
 
         self.out = out
         self.seen = 0
+        self.last_step: tuple[str, int] = ("", 0)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -192,9 +249,10 @@ class _followed:
             self._print()
 
     def _lines(self) -> list[str]:
+        """Return the whole lines that are new; one that is just being written comes next time."""
         try:
-            lines = self.out.read("progress.jsonl").decode().splitlines()
-        except MissingFile:
+            lines = self.out.read("progress.jsonl").decode(errors="replace").split("\n")[:-1]
+        except StorageError:
             return []
         new, self.seen = lines[self.seen :], len(lines)
         return new
@@ -203,18 +261,32 @@ class _followed:
         from rlabel.training.loop import Progress, progress_text
 
         for line in self._lines():
-            print(f"rlabel: {progress_text(Progress(**json.loads(line)))}", file=sys.stderr, flush=True)
+            try:
+                progress = Progress(**json.loads(line))
+            except (ValueError, TypeError):
+                continue  # a worker that was killed in the middle of a line
+            if progress.stage == self.last_step[0] and progress.step <= self.last_step[1]:
+                _say("a worker was lost; training goes on from the last checkpoint")
+            self.last_step = (progress.stage, progress.step)
+            _say(progress_text(progress))
 
 
-def _print_plan(job: Any) -> None:
+def _print_plan(job: Any, num_workers: int) -> None:
     from rlabel.training.dataset import cap_per_category, load_corpus
 
     corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
     print(f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.names)}\nmodel       {job.model}")
     for number, stage in enumerate(job.recipe.stages):
         sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
-        steps = max(1, round(len(sampled.images) // stage.images_per_batch * stage.epochs)) // stage.accumulate
+        steps = stage.num_steps(len(sampled.images), num_workers)
         print(f"stage       {stage.name}: {stage.objective}, {sampled.num_regions} regions, {steps} steps, trains {', '.join(stage.learning_rates)}")
+
+
+def refuse_relative_out_in_a_job(out: str) -> None:
+    """Raise UsageError for a relative --out in a Ray job: its working folder is a throw-away copy."""
+    in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    if in_job and "://" not in out and not os.path.isabs(out):
+        raise UsageError(f"--out {out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL.")
 
 
 def _file_sha256(url: str) -> str:

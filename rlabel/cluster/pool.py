@@ -10,11 +10,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from rlabel.errors import RunError
-from rlabel.records import Failure, ImageRecord, Outcome, Shard, ShardResult
+from rlabel.errors import RlabelError, RunError
+from rlabel.records import Shard, ShardResult
+from rlabel.run.attempts import failed_shard, image_shard, in_words, joined
 from rlabel.run.directory import RunDirectory
 
 # Shards waiting at an actor: one in work and one behind it, which is also the backpressure on the driver.
@@ -39,7 +40,11 @@ class _Task:
     shard: Shard
     part: int | None = None
     attempts: int = 0
-    last_error: str = ""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Return whether it may be what kills workers; then it is tried alone, so that no other task is blamed for it, nor it for another."""
+        return self.attempts > 0 or self.part is not None
 
 
 @dataclass(slots=True)
@@ -60,7 +65,11 @@ class _Actor:
 
 
 class ShardPool:
-    """Runs one labeling run on Ray actors. make_worker_args: what the actor class is made with."""
+    """Runs one labeling run on Ray actors.
+
+    worker_class: has label_and_commit(shard), label_only(shard) -> ShardResult, and describe(), whose answer says that it is ready.
+    worker_args: what it is made with.
+    """
 
     def __init__(self, ray: Any, worker_class: type, worker_args: tuple[Any, ...], run: RunDirectory, options: PoolOptions) -> None:
         self.ray = ray
@@ -73,7 +82,8 @@ class ShardPool:
         self.waiting: deque[_Task] = deque()
         self.splits: dict[int, _Split] = {}
         self.worker_notes: Any = None
-        self.num_deaths = 0
+        self.num_failed_starts = 0  # in a row
+        self.none_ready_since = 0.0
 
     def label(self, shards: Iterable[Shard], on_tick: Callable[[], None] = lambda: None) -> None:
         """Label every shard that is not committed.
@@ -89,13 +99,13 @@ class ShardPool:
         self.waiting.append(_Task(first))
         self.actors = [self._new_actor() for _ in range(self.options.num_actors)]
         try:
-            started = time.monotonic()
+            self.none_ready_since = time.monotonic()
             exhausted = False
             while True:
                 exhausted = self._feed(source, exhausted)
                 if exhausted and not self.waiting and not any(actor.in_flight for actor in self.actors):
                     break
-                self._wait(started)
+                self._wait()
                 on_tick()
         finally:
             for actor in self.actors:
@@ -112,18 +122,21 @@ class ShardPool:
                     exhausted = shard is None
                     if shard is not None:
                         self.waiting.append(_Task(shard))
-                if self.waiting:
+                if self.waiting and not (actor.in_flight and self._must_be_alone(actor, self.waiting[0])):
                     self._submit(actor, self.waiting.popleft())
         return exhausted
+
+    def _must_be_alone(self, actor: _Actor, task: _Task) -> bool:
+        return task.is_suspect or any(other.is_suspect for other in actor.in_flight.values())
 
     def _submit(self, actor: _Actor, task: _Task) -> None:
         method = actor.handle.label_and_commit if task.part is None else actor.handle.label_only
         if not actor.in_flight:
             actor.head_since = time.monotonic()
-        shard = task.shard if task.part is None else _image_shard(task.shard, task.part)
+        shard = task.shard if task.part is None else image_shard(task.shard, task.part)
         actor.in_flight[method.remote(shard)] = task
 
-    def _wait(self, started: float) -> None:
+    def _wait(self) -> None:
         pending = [ref for actor in self.actors for ref in actor.in_flight] + [actor.ready for actor in self.actors if not actor.is_ready]
         done, _ = self.ray.wait(pending, num_returns=1, timeout=_POLL_S)
         now = time.monotonic()
@@ -134,56 +147,76 @@ class ShardPool:
             else:
                 self._take_ready(actor)
         for actor in list(self.actors):
-            if actor.in_flight and now - actor.head_since > self.options.shard_timeout_s:
+            late = actor.in_flight and now - actor.head_since > self.options.shard_timeout_s
+            if late and not self.ray.wait([next(iter(actor.in_flight))], timeout=0)[0]:
                 self._lost(actor, f"no answer within {self.options.shard_timeout_s:g} s")
-        if not any(actor.is_ready for actor in self.actors) and now - started > self.options.wait_for_actors_s:
+        if any(actor.is_ready for actor in self.actors):
+            self.none_ready_since = now
+        elif now - self.none_ready_since > self.options.wait_for_actors_s:
             raise RunError(
                 f"Ray: no actor with {self.options.cpus_per_actor} CPU and {self.options.gpus_per_actor:g} GPU could start within "
-                f"{self.options.wait_for_actors_s:g} s. The cluster has {self.ray.cluster_resources()}. "
+                f"{self.options.wait_for_actors_s:g} s. The cluster has {_resources(self.ray)}. "
                 "Lower --gpus-per-actor or --cpus-per-actor, add nodes, or raise --wait-for-actors-s; what is done stays."
             )
 
     def _take_ready(self, actor: _Actor) -> None:
         try:
             self.worker_notes = self.ray.get(actor.ready)
-            actor.is_ready = True
         except Exception as error:
-            cause = getattr(error, "cause", None)
-            self.num_deaths += 1
+            self.num_failed_starts += 1
             # A constructor that raises will raise again; one that was killed may not.
-            if cause is not None or self.num_deaths > self.options.max_attempts * self.options.num_actors:
-                raise RunError(f"Ray: a labeling actor cannot start: {_words(cause or error)}") from error
+            if getattr(error, "actor_init_failed", False) or self.num_failed_starts > self.options.max_attempts * self.options.num_actors:
+                raise RunError(f"Ray: a labeling actor cannot start: {_last_line(error)}") from error
             self._replace(actor)
+        else:
+            self.num_failed_starts = 0
+            actor.is_ready = True
 
     def _take(self, actor: _Actor, ref: Any) -> None:
-        task = actor.in_flight[ref]
         try:
             value = self.ray.get(ref)
-        except self.ray.exceptions.RayActorError as error:
-            self._lost(actor, f"the worker died ({_words(error)[:200]})")
-            return
-        except Exception as error:
-            del actor.in_flight[ref]
-            actor.head_since = time.monotonic()
-            self._again(task, _words(getattr(error, "cause", None) or error))
-            return
-        del actor.in_flight[ref]
+        except self.ray.exceptions.RayTaskError as error:
+            # Raised by the worker, which lives. Only errors of ours leave it whole for certain: a GPU may be unusable after another.
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, RlabelError):
+                self._again(self._done(actor, ref), in_words(cause))
+            else:
+                self._lost(actor, in_words(cause))
+        except Exception as error:  # died, unreachable, killed for its memory, its result lost with a node: of many kinds
+            self._lost(actor, f"the worker died ({in_words(error)[:200]})")
+        else:
+            self._finish(self._done(actor, ref), value)
+
+    def _done(self, actor: _Actor, ref: Any) -> _Task:
         actor.head_since = time.monotonic()
+        return actor.in_flight.pop(ref)
+
+    def _finish(self, task: _Task, value: Any) -> None:
         if task.part is not None:
             self._take_part(task, value)
 
     def _lost(self, actor: _Actor, reason: str) -> None:
         """Replace an actor. Only the shard it was at is to blame; the one behind it goes back without a count."""
+        # What it finished before may not have been taken yet. (A reply may also die with its worker; `_again` looks at the commit.)
+        for ref in list(actor.in_flight):
+            if not self.ray.wait([ref], timeout=0)[0]:
+                break
+            try:
+                value = self.ray.get(ref)
+            except Exception:
+                break
+            self._finish(actor.in_flight.pop(ref), value)
         tasks = list(actor.in_flight.values())
         actor.in_flight.clear()
         self._replace(actor)
+        self.waiting.extendleft(reversed(tasks[1:]))
         if tasks:
             self._again(tasks[0], reason)
-        self.waiting.extendleft(reversed(tasks[1:]))
 
     def _again(self, task: _Task, reason: str) -> None:
+        if task.part is None and self.run.is_committed(task.shard.index):
+            return  # it died between the commit and the reply, or another driver was faster
         task.attempts += 1
-        task.last_error = reason
         name = f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
         print(f"rlabel: {name}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}", file=sys.stderr, flush=True)
         if task.attempts < self.options.max_attempts:
@@ -192,18 +225,16 @@ class ShardPool:
             self.splits[task.shard.index] = _Split(task.shard)
             self.waiting.extend(_Task(task.shard, part=part) for part in range(len(task.shard.images)))
         elif task.part is None:
-            self.run.commit(_failed_shard(task.shard, reason, task.attempts))
+            self.run.commit(failed_shard(task.shard, reason, task.attempts))
         else:
-            self._take_part(task, _failed_shard(_image_shard(task.shard, task.part), reason, task.attempts))
+            self._take_part(task, failed_shard(image_shard(task.shard, task.part), reason, task.attempts))
 
     def _take_part(self, task: _Task, result: ShardResult) -> None:
         split = self.splits[task.shard.index]
         assert task.part is not None
         split.results[task.part] = result
         if len(split.results) == len(split.shard.images):
-            outcomes: list[Outcome] = [outcome for part in range(len(split.shard.images)) for outcome in split.results[part].outcomes]
-            rows = tuple(image.row for image in split.shard.images)
-            self.run.commit(ShardResult(index=split.shard.index, images=rows, outcomes=tuple(outcomes)))
+            self.run.commit(joined(split.shard, split.results))
             del self.splits[task.shard.index]
 
     def _new_actor(self) -> _Actor:
@@ -218,27 +249,18 @@ class ShardPool:
         try:
             self.ray.kill(actor.handle, no_restart=True)
         except Exception as error:  # a handle of an actor that never started, or a cluster that is gone
-            print(f"rlabel: an actor could not be ended: {_words(error)}", file=sys.stderr, flush=True)
+            print(f"rlabel: an actor could not be ended: {in_words(error)}", file=sys.stderr, flush=True)
 
 
-def _image_shard(shard: Shard, part: int) -> Shard:
-    return replace(shard, images=(shard.images[part],), stray_regions=())
+def _last_line(error: Exception) -> str:
+    """Return the cause of a constructor's error: Ray gives its whole traceback as the message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [in_words(error)])[-1][:600]
 
 
-def _failed_shard(shard: Shard, reason: str, attempts: int) -> ShardResult:
-    """Return the result of a shard whose every attempt failed: a failure for each region."""
-    from rlabel.corpus.inputs import stray_failure
-
-    def failures(image: ImageRecord) -> list[Outcome]:
-        why = f"{image.file_name or 'an image without a file name'}: not labeled in {attempts} attempts: {reason}."
-        return [Failure(region=region, image_id=image.row.get("id"), kind="attempts", reason=why) for region in image.regions]
-
-    outcomes = [failure for image in shard.images for failure in failures(image)] + [stray_failure(region) for region in shard.stray_regions]
-    return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes))
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+def _resources(ray: Any) -> str:
+    found = {name: amount for name, amount in sorted(ray.cluster_resources().items()) if name in ("CPU", "GPU")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in found.items()) or "no CPUs"
 
 
 def choose_actors(ray: Any, num_actors: int, gpus_per_actor: float, cpus_per_actor: int) -> tuple[int, float]:

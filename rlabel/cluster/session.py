@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from rlabel.errors import RunError
+
+_PREFIX = "rl-"
+_LOCK = "in-use"
+# Between making a folder and locking it a driver needs milliseconds; Ray's processes outlive a killed driver by up to half a minute.
+_STALE_AFTER_S = 120.0
 
 
 @contextmanager
@@ -27,20 +35,19 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    folder: str | None = None
+    folder: Path | None = None
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
     if address:
         options["address"] = address
     else:
-        # Ray keeps its session folders for ever, and socket paths in them must stay short.
-        folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp" if os.path.isdir("/tmp") else None)
+        folder, lock = _private_folder()
         options |= {
             "address": "local",
             "num_cpus": max(num_cpus or 1, os.cpu_count() or 1),
             "include_dashboard": False,
             "object_store_memory": 256 * 1024 * 1024,
             "_node_ip_address": "127.0.0.1",
-            "_temp_dir": folder,
+            "_temp_dir": str(folder),
         }
     try:
         try:
@@ -52,4 +59,40 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
     finally:
         ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+            lock.close()
+
+
+def _private_folder() -> tuple[Path, IO[bytes]]:
+    """Return a new folder for Ray's session, and the lock that says that it is in use until this process ends.
+
+    Ray keeps its session folders for ever, and socket paths in them must stay short. Those of killed drivers are removed here.
+    """
+    root = Path("/tmp") if os.path.isdir("/tmp") else Path(tempfile.gettempdir())
+    for lock_path in root.glob(f"{_PREFIX}*/{_LOCK}"):
+        _remove_if_stale(lock_path)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    lock = (folder / _LOCK).open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # not inherited by Ray's processes: Python opens files so
+    return folder, lock
+
+
+def _remove_if_stale(lock_path: Path) -> None:
+    """Remove the session folder of a driver that is dead: nobody holds its lock, whatever container it ran in."""
+    try:
+        with lock_path.open("rb") as lock:
+            if time.time() - os.fstat(lock.fileno()).st_mtime < _STALE_AFTER_S:
+                return
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(lock_path.parent)
+    except OSError:
+        return  # in use, another user's, or gone by now
+
+
+def _remove(folder: Path) -> None:
+    """Remove a session folder; Ray's last processes may still be writing into it for a moment."""
+    for _ in range(5):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.2)

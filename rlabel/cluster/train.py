@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlabel.errors import RunError
+from rlabel.errors import RlabelError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlacement:
-    """Where training runs. name carries the fingerprint of the settings: Ray would silently continue an old run of the same name."""
+    """Where training runs.
+
+    name carries the fingerprint of the settings: Ray would silently continue an old run of the same name.
+    log_path: a local file for progress lines; None where the output is an object store, which cannot append.
+    """
 
     name: str
     storage: str
@@ -28,13 +34,13 @@ class TrainPlacement:
     cpus_per_worker: int
     max_failures: int
     save_dtype: str
-    log_path: str | None
+    log_path: Path | None
 
 
 class RaySurroundings:
     """What the loop sees of Ray Train: its rank, DDP, and checkpoints that Ray keeps in the storage path."""
 
-    def __init__(self, log_path: str | None) -> None:
+    def __init__(self, log_path: Path | None) -> None:
         import ray.train
         import ray.train.torch
 
@@ -60,8 +66,10 @@ class RaySurroundings:
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
         import ray.train
 
-        if self.rank == 0 and self.log_path:
-            _append(self.log_path, json.dumps(asdict(progress)) + "\n")
+        from rlabel.training.loop import append_progress
+
+        if self.rank == 0 and self.log_path is not None:
+            append_progress(self.log_path, progress)
         if write_checkpoint is None:
             return  # Ray's report blocks all ranks; plain progress goes to the log alone
         if self.rank != 0:
@@ -72,22 +80,12 @@ class RaySurroundings:
             ray.train.report(asdict(progress), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _append(path: str, line: str) -> None:
-    import fsspec
-
-    # Object stores cannot append; there the log is left out, Ray's own metrics remain.
-    filesystem, inner = fsspec.url_to_fs(path)
-    if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else (filesystem.protocol,)):
-        Path(inner).parent.mkdir(parents=True, exist_ok=True)
-        with Path(inner).open("a", encoding="utf-8") as log:
-            log.write(line)
-
-
 def _loop(config: dict[str, Any]) -> None:
     """The function each Ray Train worker runs."""
     import ray.train
     import torch
 
+    from rlabel.training.checkpoint import save_weights
     from rlabel.training.loop import train, write_model
 
     torch.set_num_threads(config["threads"])
@@ -99,8 +97,6 @@ def _loop(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="rlabel-model-") as folder:
         write_model(model, processor, Path(folder) / "model", getattr(torch, config["save_dtype"]))
         (Path(folder) / "trainer.json").write_text(json.dumps({"stage": len(config["job"].recipe.stages), "step": 0}))
-        from rlabel.training.loop import save_weights
-
         save_weights(model.float(), Path(folder) / "weights.safetensors")
         ray.train.report({"finished": True}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -134,16 +130,48 @@ def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[
         ),
     )
     try:
-        result = trainer.fit()
+        result = _fit(trainer)
     except Exception as error:
-        cause = error
-        while (inner := getattr(cause, "worker_failures", None)) or cause.__cause__:
-            cause = next(iter(inner.values())) if inner else cause.__cause__  # type: ignore[assignment]
         raise RunError(
-            f"training {placement.name}: failed: {type(cause).__name__}: {' '.join(str(cause).split())[:600]}. "
-            "The same command goes on from the last checkpoint."
+            f"training {placement.name} failed: {_cause(error)} The same command goes on from the last checkpoint."
         ) from error
     if result.checkpoint is None:
         raise RunError(f"training {placement.name}: ended without a checkpoint. Delete its folder in {placement.storage} and train again.")
     with result.checkpoint.as_directory() as folder:
         take_model(Path(folder) / "model")
+
+
+def _fit(trainer: Any) -> Any:
+    """Return trainer.fit(), run beside the main thread: in the main thread Ray takes Ctrl-C for itself and ends the process with exit code 0."""
+    outcome: list[Any] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost reason in one sentence: an error of our own as it is, of another its kind and the last line."""
+    while True:
+        failures = getattr(error, "worker_failures", None) or {}
+        inside = [*failures.values(), getattr(error, "controller_failure", None), getattr(error, "cause", None), error.__cause__]
+        inner = next((one for one in inside if isinstance(one, BaseException)), None)
+        if inner is None:
+            break
+        error = inner
+    if isinstance(error, RlabelError):
+        return str(error)
+    # Ray's own errors are whole tracebacks, coloured; what happened stands at their end.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()[:400].rstrip('.')}."

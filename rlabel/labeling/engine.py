@@ -79,7 +79,9 @@ class Engine:
         self.processor = processor
         self.options = options
         self.prompt: PromptTokens = processor.prompt(options.question)
-        self._stop_ids = torch.tensor(processor.stop_ids, device=self.device)
+        # Kept: the processor reads its whole vocabulary to find them.
+        self._stops = frozenset(processor.stop_ids)
+        self._stop_ids = torch.tensor(sorted(self._stops), device=self.device)
 
     @property
     def device(self) -> torch.device:
@@ -149,10 +151,9 @@ class Engine:
         return output.logits[:, -1]
 
     def _texts(self, tokens_RT: Tensor, logprobs_RT: Tensor) -> list[Decoded]:
-        stop = set(self.processor.stop_ids)
         decoded = []
         for ids, values in zip(tokens_RT.tolist(), logprobs_RT.tolist(), strict=True):
             num_tokens = ids.index(-1) if -1 in ids else len(ids)
-            text_ids = [token for token in ids[:num_tokens] if token not in stop]
+            text_ids = [token for token in ids[:num_tokens] if token not in self._stops]
             decoded.append(Decoded(text=self.processor.decode_answer(text_ids), token_logprobs=tuple(values[:num_tokens])))
         return decoded

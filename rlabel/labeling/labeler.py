@@ -10,31 +10,37 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
+import torch
+
+from rlabel.corpus.inputs import PreparedRegion, prepare_image, stray_failure
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask, mask_to_rle
 from rlabel.labeling.describer import Describer
 from rlabel.labeling.engine import Decoded
-from rlabel.records import Abstention, Failure, ImageRecord, JsonValue, Label, Outcome, Region, Shard, ShardResult
+from rlabel.records import Abstention, Failure, ImageRecord, JsonValue, Label, Outcome, Region, Shard, ShardResult, Snap
 from rlabel.storage import Store
 from rlabel.vocabulary.scores import label_score, text_score
 from rlabel.vocabulary.snapping import Snapper
 
 log = logging.getLogger(__name__)
 
-# Images decoded ahead of the model: enough to hide a slow picture, few enough to hold in memory.
+# Pieces made ahead of the model: enough to hide a slow picture, few enough to hold in memory.
 LOOK_AHEAD = 4
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """Some regions of one image with their model inputs; an image with more regions than a batch gives several."""
+    """Some regions of one image with their model inputs; an image with more regions than a batch gives several.
 
-    image: PreparedImage
+    Holds no pixels: a batch may be made of as many large pictures as it has regions.
+    """
+
+    record: ImageRecord
     regions: tuple[PreparedRegion, ...]
     inputs: Any
 
@@ -58,7 +64,10 @@ class Labeler:
         """
         outcomes: dict[str, Outcome] = {region.key: stray_failure(region) for region in shard.stray_regions}
         batch: list[_Piece] = []
-        for piece in self._pieces(shard, images, outcomes):
+        for piece in _ahead(self._pieces(shard, images), LOOK_AHEAD):
+            if not isinstance(piece, _Piece):
+                outcomes.update(piece)
+                continue
             if batch and sum(len(item.regions) for item in batch) + len(piece.regions) > self.max_regions_per_batch:
                 self._finish(batch, outcomes)
                 batch = []
@@ -67,28 +76,21 @@ class Labeler:
         keys = [region.key for image in shard.images for region in image.regions] + [region.key for region in shard.stray_regions]
         return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes[key] for key in keys))
 
-    def _pieces(self, shard: Shard, images: Store, outcomes: dict[str, Outcome]) -> Iterator[_Piece]:
-        """Yield model inputs in the shard's order, made by a thread that runs a few images ahead; failures go straight to outcomes."""
-        waiting: deque[Future[tuple[PreparedImage, list[_Piece]]]] = deque()
-        records = iter(shard.images)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
-            for record in records:
-                waiting.append(pool.submit(self._prepare, record, images))
-                if len(waiting) >= LOOK_AHEAD:
-                    yield from self._taken(waiting.popleft(), outcomes)
-            while waiting:
-                yield from self._taken(waiting.popleft(), outcomes)
-
-    def _taken(self, future: Future[tuple[PreparedImage, list[_Piece]]], outcomes: dict[str, Outcome]) -> Iterator[_Piece]:
-        image, pieces = future.result()
-        outcomes.update({failure.region.key: failure for failure in image.failures})
-        yield from pieces
-
-    def _prepare(self, record: ImageRecord, images: Store) -> tuple[PreparedImage, list[_Piece]]:
-        image = prepare_image(images, record, self.limits, include_crowds=self.include_crowds)
+    def _pieces(self, shard: Shard, images: Store) -> Iterator[_Piece | dict[str, Outcome]]:
+        """Yield model inputs in the shard's order, and the failures met on the way by region key."""
         size = self.max_regions_per_batch
-        groups = [image.regions[start : start + size] for start in range(0, len(image.regions), size)]
-        return image, [_Piece(image=image, regions=group, inputs=self.describer.prepare(image, group)) for group in groups]
+        for record in shard.images:
+            image = prepare_image(images, record, self.limits, include_crowds=self.include_crowds)
+            if image.failures:
+                yield {failure.region.key: failure for failure in image.failures}
+            for start in range(0, len(image.regions), size):
+                group = image.regions[start : start + size]
+                try:
+                    inputs = self.describer.prepare(image, group)
+                except Exception as error:
+                    yield _model_failures(record, group, error)
+                else:
+                    yield _Piece(record=record, regions=group, inputs=inputs)
 
     def _finish(self, batch: list[_Piece], outcomes: dict[str, Outcome]) -> None:
         """Answer a batch and snap its texts. What the model cannot do becomes failures of the one image that it cannot do."""
@@ -96,10 +98,12 @@ class Labeler:
             return
         try:
             answers = self.describer.describe([piece.inputs for piece in batch])
+        except torch.AcceleratorError:
+            # Not the picture's fault: after one of these a process can do nothing more on its GPU. The driver takes a new one.
+            raise
         except Exception as error:
             if len(batch) == 1:
-                log.warning("%s: the model failed: %r", batch[0].image.record.file_name, error)
-                outcomes.update(_model_failures(batch[0], f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                outcomes.update(_model_failures(batch[0].record, batch[0].regions, error))
                 return
             for piece in batch:
                 self._finish([piece], outcomes)
@@ -107,13 +111,13 @@ class Labeler:
         for piece, decoded in zip(batch, answers, strict=True):
             snaps = self.snapper.snap([item.text for item in decoded])
             for region, answer, snap in zip(piece.regions, decoded, snaps, strict=True):
-                outcomes[region.region.key] = _outcome(piece.image, region, answer, snap)
+                outcomes[region.region.key] = _outcome(piece.record, region, answer, snap)
 
 
-def _outcome(image: PreparedImage, prepared: PreparedRegion, answer: Decoded, snap: Any) -> Outcome:
-    region, mask, image_id = prepared.region, prepared.mask, image.record.row.get("id")
+def _outcome(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap) -> Outcome:
+    region, mask, image_id = prepared.region, prepared.mask, record.row.get("id")
     if not all(math.isfinite(value) for value in answer.token_logprobs):
-        return _failure(region, image_id, image, "the model gave no finite probabilities")
+        return _failure(region, record, "the model gave no finite probabilities")
     probability = text_score(answer.token_logprobs)
     box_xywh = tuple(round(float(value), 3) for value in mask.box_xywh)
     assert len(box_xywh) == 4
@@ -150,11 +154,23 @@ def segmentation_to_write(region: Region, mask: RegionMask) -> JsonValue:
     return mask_to_rle(mask.mask_HW)
 
 
-def _failure(region: Region, image_id: JsonValue, image: PreparedImage, cause: str) -> Failure:
-    name = image.record.file_name or "an image without a file name"
+def _failure(region: Region, record: ImageRecord, cause: str) -> Failure:
+    image_id = record.row.get("id")
+    name = record.file_name or f"image id {image_id}"
     return Failure(region=region, image_id=image_id, kind="model", reason=f"{name}, region {region.key}: {cause}.")
 
 
-def _model_failures(piece: _Piece, cause: str) -> dict[str, Outcome]:
-    image_id = piece.image.record.row.get("id")
-    return {region.region.key: _failure(region.region, image_id, piece.image, f"the model failed ({cause})") for region in piece.regions}
+def _model_failures(record: ImageRecord, regions: tuple[PreparedRegion, ...], error: Exception) -> dict[str, Outcome]:
+    log.warning("%s: the model failed: %r", record.file_name, error)
+    cause = f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return {region.region.key: _failure(region.region, record, cause) for region in regions}
+
+
+def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
+    """Yield the items in their order, made by a thread that runs up to `depth` of them ahead."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item  # type: ignore[misc]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rlabel.errors import InputError
+from rlabel.prompts.templates import IMAGE, REGION
 from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import ConnectorKind, RegionGPTConfig
 from rlabel.regiongpt.modeling import Connector, RegionGPTForConditionalGeneration
@@ -31,7 +33,8 @@ class AssemblyOptions:
     zoom_size_px: int | None = None
     zoom_below_px: float = 64.0
     zoom_context: float = 0.1
-    zoom_keep: float = 0.2
+    zoom_keep: float = 0.0
+    zoom_pooled_weight: float = 1.0
     zoom_feature_layers: tuple[int, ...] | None = None
     seed: int = 0
 
@@ -50,10 +53,6 @@ def assemble(
     layer = options.vision_feature_layer if options.vision_feature_layer is not None else (-4 if lite else -2)
     zoom_layers = options.zoom_feature_layers or ((-4, -1) if lite else (layer,))
     zoom_size_px = options.zoom_size_px or (128 if lite else tower.image_size_px)
-    if options.zoom != "off" and not lite and zoom_size_px != tower.image_size_px and getattr(tower.tower.config, "patch_size", None):
-        raise InputError(
-            f"zoom_size_px: this tower has positions for {tower.image_size_px} px only, got {zoom_size_px}. Leave it out, or use {tower.image_size_px}."
-        )
     config = RegionGPTConfig(
         vision_config=tower.tower.config,
         text_config=language.model.config,
@@ -65,21 +64,21 @@ def assemble(
         connector=options.connector or ("separate" if options.merge_size > 1 else "shared"),
         tokens_per_region=options.tokens_per_region,
         zoom_feature_layers=list(zoom_layers) if options.zoom != "off" else [],
-        image_token_id=language.tokenizer.convert_tokens_to_ids("<image>"),
-        region_token_id=language.tokenizer.convert_tokens_to_ids("<region>"),
+        zoom_pooled_weight=options.zoom_pooled_weight,
+        image_token_id=language.tokenizer.convert_tokens_to_ids(IMAGE),  # type: ignore[arg-type]
+        region_token_id=language.tokenizer.convert_tokens_to_ids(REGION),  # type: ignore[arg-type]
     )
     torch.manual_seed(options.seed)
     model = RegionGPTForConditionalGeneration(config)
     model.vision_tower.load_state_dict(tower.tower.state_dict())
     model.language_model.load_state_dict(language.model.state_dict())
     model.language_model.generation_config = language.model.generation_config
-    word_rms = float(model.get_input_embeddings().weight.float().square().mean().sqrt())  # type: ignore[union-attr, operator]
+    word_rms = float(model.get_input_embeddings().weight.detach().float().square().mean().sqrt())  # type: ignore[operator]
     for module in model.children():
         if isinstance(module, Connector):
             module.scale_output(word_rms)
     model.eval()
-    with torch.no_grad():
-        maps_BCGG, image_tokens_BTD = model.encode_images(torch.zeros(1, 3, config.image_size_px, config.image_size_px))
+    maps_BCGG, image_tokens_BTD = _try_sizes(model, zoom_size_px, f"--vision {vision}: its own pictures have {tower.image_size_px} px a side")
     images = RegionGPTImageProcessor(
         image_size_px=config.image_size_px,
         mask_side=maps_BCGG.shape[-1],
@@ -95,6 +94,20 @@ def assemble(
         images, language.tokenizer, num_image_tokens=image_tokens_BTD.shape[1], tokens_per_region=options.tokens_per_region
     )
     return model, processor
+
+
+@torch.no_grad()
+def _try_sizes(model: RegionGPTForConditionalGeneration, zoom_size_px: int, own: str) -> tuple[Tensor, Tensor]:
+    """Return (maps_BCGG, image_tokens_BTD) of one empty picture; InputError where the tower cannot take pictures or crops of these sides."""
+    name, side = "image_size_px", model.config.image_size_px
+    try:
+        encoded = model.encode_images(torch.zeros(1, 3, side, side))
+        if model.config.zoom:
+            name, side = "zoom_size_px", zoom_size_px
+            model.encode_zooms(torch.zeros(1, 3, side, side), torch.ones(1, side, side))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {own}, and it cannot take {side}: {str(error).splitlines()[0]} Leave {name} out.") from error
+    return encoded
 
 
 def save(model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, folder: str | Path) -> None:

@@ -59,6 +59,7 @@ class RegionGPTConfig(PretrainedConfig):
     connector: "shared" by image and region tokens (the paper's figure) or "separate" (SpatialRGPT's code).
     tokens_per_region: k >= 1; above 1 the mask is cut into a grid of k parts of equal mass, one token each.
     zoom_feature_layers: hidden states of the zoomed crop whose pooled features are joined; empty: no zoom tokens, plain RegionGPT.
+    zoom_pooled_weight: of the mask-pooled part in the tokens of regions that also have a crop: 1 adds both, 0 leaves them to the crop.
     """
 
     model_type = "regiongpt"
@@ -76,6 +77,7 @@ class RegionGPTConfig(PretrainedConfig):
         connector: ConnectorKind = "shared",
         tokens_per_region: int = 1,
         zoom_feature_layers: list[int] | None = None,
+        zoom_pooled_weight: float = 1.0,
         image_token_id: int = 0,
         region_token_id: int = 1,
         **kwargs: Any,
@@ -90,6 +92,7 @@ class RegionGPTConfig(PretrainedConfig):
         self.connector = connector
         self.tokens_per_region = tokens_per_region
         self.zoom_feature_layers = list(zoom_feature_layers or [])
+        self.zoom_pooled_weight = zoom_pooled_weight
         self.image_token_id = image_token_id
         self.region_token_id = region_token_id
         if connector not in ("shared", "separate"):

@@ -125,6 +125,10 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()
 
+    @property
+    def _connector_dtype(self) -> torch.dtype:
+        return next(self.connector.parameters()).dtype
+
     # ---- images and regions to embeddings -------------------------------------------------------------------------
 
     def _tower_maps(self, pixels_BCSS: Tensor, layers: list[int]) -> dict[int, Tensor]:
@@ -146,7 +150,7 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def coarse_maps(self, pixel_values_BCSS: Tensor) -> Tensor:
         """Return coarse_BCHW: the tower's feature maps of normalised pixels, before refinement."""
         layer = self.config.vision_feature_layer
-        return self._tower_maps(pixel_values_BCSS, [layer])[layer].to(self.connector[1].weight.dtype)
+        return self._tower_maps(pixel_values_BCSS, [layer])[layer].to(self._connector_dtype)
 
     def encode_images(self, pixel_values_BCSS: Tensor) -> tuple[Tensor, Tensor]:
         """Return (maps_BCGG: refined feature maps, image_tokens_BTD) of normalised pixels."""
@@ -181,25 +185,34 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"region masks: expected {maps_BCGG.shape[-1]} cells a side, the side of this model's feature map, got {region_masks_RGG.shape[-1]}. "
                 "Use the processor that was saved with the model."
             )
-        pooled_RKC = pool(maps_BCGG, split_masks(region_masks_RGG.to(maps_BCGG.dtype), num_tokens), region_image_index_R)
+        pooled_RKC = pool(maps_BCGG, split_masks(region_masks_RGG.float(), num_tokens), region_image_index_R)
         connector = self.region_connector if self.region_connector is not None else self.connector
         tokens_RKD = connector(pooled_RKC)
-        if self.zoom_connector is not None and zoom_pixels_ZCSS is not None and len(zoom_pixels_ZCSS):
+        if zoom_pixels_ZCSS is not None and len(zoom_pixels_ZCSS):
+            if self.zoom_connector is None:
+                raise InputError(
+                    f"zoomed crops: expected none, since this model has no zoom tokens, got {len(zoom_pixels_ZCSS)}. "
+                    "Use the processor that was saved with the model."
+                )
             assert zoom_masks_ZSS is not None and zoom_region_index_Z is not None
-            zoomed_ZKD = self.zoom_connector(self._zoom_features(zoom_pixels_ZCSS, zoom_masks_ZSS))
+            zoomed_ZKD = self.encode_zooms(zoom_pixels_ZCSS, zoom_masks_ZSS)
+            pooled_weight_R = torch.ones(len(tokens_RKD), dtype=tokens_RKD.dtype, device=tokens_RKD.device)
+            pooled_weight_R[zoom_region_index_Z] = self.config.zoom_pooled_weight
+            tokens_RKD = tokens_RKD * pooled_weight_R[:, None, None]
             tokens_RKD = tokens_RKD.index_add(0, zoom_region_index_Z, zoomed_ZKD.to(tokens_RKD.dtype))
         return tokens_RKD
 
-    def _zoom_features(self, zoom_pixels_ZCSS: Tensor, zoom_masks_ZSS: Tensor) -> Tensor:
-        """Return zoomed_ZKC: pooled features of the crops at every zoom layer, joined along the channels."""
+    def encode_zooms(self, zoom_pixels_ZCSS: Tensor, zoom_masks_ZSS: Tensor) -> Tensor:
+        """Return zoomed_ZKD: pooled features of the crops at every zoom layer, joined along the channels, through the zoom connector."""
+        assert self.zoom_connector is not None
         layers = self.config.zoom_feature_layers
         maps = self._tower_maps(zoom_pixels_ZCSS, layers)
-        index_Z = torch.arange(len(zoom_pixels_ZCSS), device=zoom_pixels_ZCSS.device)
         pooled = []
         for layer in layers:
-            masks_ZHW = F.adaptive_avg_pool2d(zoom_masks_ZSS[:, None].float(), maps[layer].shape[-2:])[:, 0]
-            pooled.append(pool(maps[layer], split_masks(masks_ZHW, self.config.tokens_per_region), index_Z))
-        return torch.cat(pooled, dim=-1).to(self.connector[1].weight.dtype)
+            height, width = maps[layer].shape[-2:]
+            masks_ZHW = F.adaptive_avg_pool2d(zoom_masks_ZSS[:, None].float(), (height, width))[:, 0]
+            pooled.append(pool(maps[layer], split_masks(masks_ZHW, self.config.tokens_per_region), None))
+        return self.zoom_connector(torch.cat(pooled, dim=-1).to(self._connector_dtype))
 
     def embed_prompt(self, input_ids_BT: Tensor, image_tokens_BTD: Tensor | None, region_tokens_RKD: Tensor | None) -> Tensor:
         """Return embeddings_BTD with the image's and the regions' features in the places of their tokens.
@@ -237,14 +250,27 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         zoom_region_index: Tensor | None,
     ) -> Tensor:
         if pixel_values is None:
+            if region_masks is not None and len(region_masks):
+                raise InputError(f"prompt: {len(region_masks)} region masks were given without pixel_values. Give the images they lie in.")
             return self.embed_prompt(input_ids, None, None)
         maps_BCGG, image_tokens_BTD = self.encode_images(pixel_values)
         regions_RKD = None
         if region_masks is not None and len(region_masks):
             if region_image_index is None:
                 region_image_index = torch.zeros(len(region_masks), dtype=torch.long, device=region_masks.device)
+            self._check_owners(input_ids, region_image_index)
             regions_RKD = self.encode_regions(maps_BCGG, region_masks, region_image_index, zoom_pixels, zoom_masks, zoom_region_index)
         return self.embed_prompt(input_ids, image_tokens_BTD, regions_RKD)
+
+    def _check_owners(self, input_ids_BT: Tensor, region_image_index_R: Tensor) -> None:
+        """Raise InputError unless each prompt names as many regions as its image has: features are laid in order, so a surplus would go to the next prompt."""
+        named_B = (input_ids_BT == self.config.region_token_id).sum(1) // self.config.tokens_per_region
+        given_B = torch.bincount(region_image_index_R, minlength=len(input_ids_BT))
+        if not torch.equal(region_image_index_R, region_image_index_R.sort().values) or not torch.equal(named_B, given_B):
+            raise InputError(
+                f"region_image_index: expected the regions that each prompt names, in order ({named_B.tolist()} regions a prompt), "
+                f"got {region_image_index_R.tolist()}. Give each prompt its image's regions, those of image 0 first."
+            )
 
     def forward(
         self,

@@ -11,8 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from rlabel.errors import InputError
 from rlabel.prompts.templates import CLASSIFY, IMAGE, REGION, question_text
@@ -45,16 +56,11 @@ def load_vision(path_or_id: str) -> VisionPart:
     try:
         config = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
         model = AutoModel.from_pretrained(path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable("--vision", path_or_id, error) from error
     tower = getattr(model, "vision_model", None) if hasattr(config, "vision_config") else model
-    if tower is None:
+    if not isinstance(tower, PreTrainedModel) or tower.main_input_name != "pixel_values":
         raise InputError(f"--vision {path_or_id}: a {config.model_type} has no vision tower to take out. Name a vision model, or a CLIP-like pair.")
-    if isinstance(tower, PreTrainedModel) and type(tower).__name__.endswith("Transformer"):
-        # A pair's inner tower is not what AutoModel builds for its config; wrap it as that, so that it can be loaded again.
-        whole = AutoModel.from_config(config.vision_config)
-        whole.load_state_dict({f"vision_model.{key}": value for key, value in tower.state_dict().items()})
-        tower = whole
     size = getattr(tower.config, "image_size", 224)
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     try:
@@ -102,7 +108,7 @@ def load_language(path_or_id: str, tokenizer_texts: Iterable[str] = ()) -> Langu
             return LanguagePart(model=model, tokenizer=tokenizer)
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, SafetensorError) as error:
         raise _unloadable("--llm", path_or_id, error) from error
     return LanguagePart(model=model, tokenizer=tokenizer)
 

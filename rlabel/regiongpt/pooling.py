@@ -41,15 +41,19 @@ def _mass_part(mass_RL: Tensor, num_parts: int) -> Tensor:
     return (share_RL * num_parts).long().clamp(0, num_parts - 1)
 
 
-def pool(maps_BCHW: Tensor, masks_RKHW: Tensor, image_index_R: Tensor) -> Tensor:
+def pool(maps_BCHW: Tensor, masks_RKHW: Tensor, image_index_R: Tensor | None) -> Tensor:
     """Return pooled_RKC: the mean of each region's image features weighted by its soft masks (RegionGPT, section 3.2).
 
-    image_index_R: int64, which of the B maps a region belongs to.
+    masks_RKHW: float32 >= 0; one that is empty (a crop whose region is hidden) pools the whole map, never to nothing.
+    image_index_R: int64, which of the B maps a region belongs to; None: region i has map i.
     """
     maps_BCL = maps_BCHW.flatten(2)
-    masks_RKL = masks_RKHW.flatten(2).to(maps_BCL.dtype)
-    weights_RKL = masks_RKL / (masks_RKL.sum(2, keepdim=True) + EPSILON)
-    if maps_BCL.shape[0] == image_index_R.shape[0] and torch.equal(image_index_R, torch.arange(len(image_index_R), device=image_index_R.device)):
+    # In float32 up to here: in float16 EPSILON is 0, and sums over 10,000 cells lose the small shares.
+    masks_RKL = masks_RKHW.flatten(2).float()
+    mass_RK1 = masks_RKL.sum(2, keepdim=True)
+    masks_RKL = torch.where(mass_RK1 > 0, masks_RKL, 1.0)
+    weights_RKL = (masks_RKL / (masks_RKL.sum(2, keepdim=True) + EPSILON)).to(maps_BCL.dtype)
+    if image_index_R is None:
         return torch.einsum("rkl,rcl->rkc", weights_RKL, maps_BCL)
     pooled_RKC = weights_RKL.new_empty(*weights_RKL.shape[:2], maps_BCL.shape[1])
     pieces, order = [], []

@@ -108,9 +108,9 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         return max(region.box_xywh[2] * scale_x, region.box_xywh[3] * scale_y) < self.zoom_below_px
 
     def normalise(self, pixels_3SS: Tensor) -> Tensor:
-        """Return float32 pixels with the tower's mean and deviation, from (..., 3, S, S) in 0 to 255."""
-        mean = torch.tensor(self.image_mean, dtype=torch.float32)[:, None, None] * 255.0
-        std = torch.tensor(self.image_std, dtype=torch.float32)[:, None, None] * 255.0
+        """Return float32 pixels with the tower's mean and deviation, from (..., 3, S, S) in 0 to 255, on the device they are on."""
+        mean = torch.tensor(self.image_mean, dtype=torch.float32, device=pixels_3SS.device)[:, None, None] * 255.0
+        std = torch.tensor(self.image_std, dtype=torch.float32, device=pixels_3SS.device)[:, None, None] * 255.0
         return (pixels_3SS.float() - mean) / std
 
     def finish_zoom(self, crops_Z4SS: Tensor, keep: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -172,6 +172,8 @@ class RegionGPTProcessor(ProcessorMixin):
         """
         if REGION not in question:
             raise InputError(f"question {question!r}: expected at least one {REGION}, the place of the region's tokens, got none. Add it.")
+        if IMAGE in question:
+            raise InputError(f"question {question!r}: expected no {IMAGE}, since the image is put before every question, got one. Leave it out.")
         user = question_text(question)
         if getattr(self.tokenizer, "chat_template", None):
             text = str(self.tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True))
@@ -183,8 +185,12 @@ class RegionGPTProcessor(ProcessorMixin):
         return PromptTokens(prefix_ids=tuple(ids[:cut]), suffix_ids=tuple(ids[cut:]), text=text)
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Return the tokens of an answer as the model is trained to give it, closed by the end token."""
-        return [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]  # type: ignore[list-item]
+        """Return the tokens of an answer as the model is trained to give it, closed by the end token.
+
+        An answer is a name from a file: a special token's text in it ("<region>", "</s>") stays plain text.
+        """
+        ids = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [*ids, self.tokenizer.eos_token_id]
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Return the stripped text of generated ids up to the first stop token (not included)."""

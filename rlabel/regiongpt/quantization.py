@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -61,12 +62,14 @@ def load_model(path_or_id: str | Path, precision: Precision = Precision(), devic
     register()
     folder = resolve_model(path_or_id)
     options: dict[str, Any] = {}
-    if precision.quantization != "none":
-        options = {"quantization_config": _bitsandbytes_config(folder, precision), "device_map": {"": str(device)}}
-        # It says "inputs will be cast" once a layer and call: thousands of lines a minute (bitsandbytes 0.50).
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # bitsandbytes 0.50: int8 says "inputs will be cast" once a layer and call, thousands of lines a minute; and on import a CPU with
+    # bf16 instructions is told of an optional kernel that is not installed.
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        model, report = RegionGPTForConditionalGeneration.from_pretrained(
+        if precision.quantization != "none":
+            options = {"quantization_config": _bitsandbytes_config(folder, precision), "device_map": {"": str(device)}}
+        loaded: Any = RegionGPTForConditionalGeneration.from_pretrained(
             str(folder),
             dtype=_DTYPES[precision.dtype],
             use_safetensors=True,
@@ -82,6 +85,7 @@ def load_model(path_or_id: str | Path, precision: Precision = Precision(), devic
             f"--model {path_or_id}: expected whole safetensors that fit its config.json, got {type(error).__name__}: {_first_line(error)}. "
             "Copy or download the folder again, or make it anew."
         ) from error
+    model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         # transformers would only warn, and fill them with random numbers.
@@ -99,10 +103,10 @@ def load_model(path_or_id: str | Path, precision: Precision = Precision(), devic
 
 def quantized_layers(model: nn.Module) -> list[str]:
     """Return the full names of the layers that bitsandbytes holds in 8 or 4 bits, in the model's order."""
-    try:
-        from bitsandbytes.nn import Linear4bit, Linear8bitLt
-    except ImportError:
+    if "bitsandbytes" not in sys.modules:  # nothing can be quantized then, and importing it takes seconds and warns
         return []
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
     return [name for name, module in model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)]
 
 
@@ -123,6 +127,18 @@ def check_quantized(model: RegionGPTForConditionalGeneration, precision: Precisi
             f"--quantization {precision.quantization}: the language model ({model.config.text_config.model_type}) has no linear layer that "
             "bitsandbytes can quantize. Use --quantization none."
         )
+    if model.device.type == "cpu":
+        modules = [(name, model.get_submodule(name)) for name in layers]
+        # bitsandbytes 0.50.2 repacks nf4 weights for such CPUs in blocks of 32 x 64, and fails at the first forward where they do not fit.
+        unfit = [
+            f"{name} ({module.in_features} to {module.out_features})" for name, module in modules
+            if getattr(module, "support_avx512bf16_for_cpu", False) and (module.in_features % 64 or module.out_features % 32)  # type: ignore[operator]
+        ]  # fmt: skip
+        if unfit:
+            raise InputError(
+                f"--quantization {precision.quantization}: on this CPU nf4 layers take multiples of 64 numbers and give multiples of 32, got {unfit[0]}. "
+                "Use --quantization int8 or none, or a GPU."
+            )
     if precision.quantization == "none" and layers:
         raise InputError(f"--quantization none: {layers[0]} is quantized. Load the unquantized folder.")
 
@@ -247,7 +263,11 @@ def _download(path_or_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        # The configuration alone first: a wrong model is found before its weights come.
+        _check_config(Path(snapshot_download(path_or_id, allow_patterns=["config.json"])), path_or_id)
         return Path(snapshot_download(path_or_id, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]))
+    except InputError:
+        raise
     except Exception as error:  # the hub's own kinds, those of the HTTP library beneath it, OSError, ValueError
         raise InputError(
             f"--model {path_or_id}: no such folder, and no hub model of that name in the cache or within reach: {_first_line(error)}. "
@@ -256,4 +276,6 @@ def _download(path_or_id: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # transformers lists all the model types it knows, 11,000 characters, in one line.
+    return (line if len(line) <= 300 else f"{line[:300]} ...").rstrip(".")

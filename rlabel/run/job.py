@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row, load_vocab
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJob:
-    """A planned job. model: the resolved folder. Close the corpus when done; its temporary file goes then."""
+    """A planned job. model: the resolved folder, absolute. Close the corpus when done; its temporary file goes then."""
 
     settings: LabelSettings
     model: Path
@@ -55,7 +56,7 @@ def resolve(model: str) -> Path:
     """Return the folder of a model given as `embedded`, a folder or a hub id."""
     from rlabel.regiongpt.quantization import resolve_model
 
-    return embedded_model_folder() if model == EMBEDDED_MODEL else resolve_model(model)
+    return embedded_model_folder() if model == EMBEDDED_MODEL else resolve_model(model).absolute()
 
 
 def plan_job(settings: LabelSettings) -> LabelJob:
@@ -63,20 +64,27 @@ def plan_job(settings: LabelSettings) -> LabelJob:
 
     Raises InputError, UsageError or StorageError.
     """
+    from rlabel.regiongpt.assembly import load_processor
     from rlabel.regiongpt.quantization import model_fingerprint
 
+    question = settings.question or CLASSIFY[0]
     vocabulary = load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
     _check_folder(settings.images)
+    embedder = _embedder_name(settings.embedder)
     model = resolve(settings.model)
+    model_sha256 = model_fingerprint(model)
+    load_processor(str(model)).prompt(question)
     corpus = read_corpus(settings.regions)
-    shards = plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
-    plan = plan_summary(shards)
-    question = settings.question or CLASSIFY[0]
+    try:
+        plan = plan_summary(plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit))
+    except BaseException:
+        corpus.close()
+        raise
     deciding: JsonObject = {
         **settings.deciding(),
         "question": question,
-        "model_sha256": model_fingerprint(model),
-        "embedder": settings.embedder or "all-MiniLM-L6-v2 (bundled)",
+        "model_sha256": model_sha256,
+        "embedder": embedder,
         "vocabulary": vocabulary.name,
         "vocabulary_sha256": vocabulary.sha256,
     }
@@ -91,6 +99,18 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     return LabelJob(settings=settings, model=model, corpus=corpus, vocabulary=vocabulary, plan=plan, manifest=manifest)
 
 
+def check_files(settings: LabelSettings) -> None:
+    """Check the files of a job whose model is not there yet: vocabulary, pictures, regions, embedder.
+
+    Raises InputError, UsageError or StorageError.
+    """
+    load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
+    _check_folder(settings.images)
+    _embedder_name(settings.embedder)
+    with read_corpus(settings.regions):
+        pass
+
+
 def open_run(job: LabelJob, *, under_ray: bool) -> RunDirectory:
     """Return the job's run directory, begun or continued.
 
@@ -100,6 +120,28 @@ def open_run(job: LabelJob, *, under_ray: bool) -> RunDirectory:
     if under_ray and store.is_process_private:
         raise UsageError(f"--out {job.settings.out}: a store that lives in one process cannot hold a run of several. Use a disk or an object store.")
     return RunDirectory.create_or_resume(store, job.manifest)
+
+
+def _embedder_name(embedder: str | None) -> str:
+    """Return what the manifest calls an embedder: never a path, since the same model may lie elsewhere at the next start.
+
+    Raises InputError for a folder that is not there.
+    """
+    if embedder is None:
+        return "all-MiniLM-L6-v2 (bundled)"
+    folder = Path(embedder)
+    if not folder.is_dir():
+        if folder.exists() or embedder.startswith(("/", ".", "~")) or embedder.count("/") > 1:
+            raise InputError(
+                f"--embedder {embedder}: expected a folder that SentenceTransformer.save wrote, or a model id; got no such folder. Check the path."
+            )
+        return embedder
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return f"folder with sha256 {digest.hexdigest()}"
 
 
 def _check_folder(images: str) -> None:

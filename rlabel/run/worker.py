@@ -36,6 +36,7 @@ class LabelWorker:
         Raises InputError when the model cannot be loaded.
         """
         import torch
+        from transformers.utils import logging
 
         from rlabel.regiongpt.assembly import load_processor
         from rlabel.regiongpt.quantization import Precision, load_model, quantized_layers
@@ -52,8 +53,9 @@ class LabelWorker:
             dtype=settings.dtype,
             compute_dtype=settings.compute_dtype or settings.dtype,
         )
+        logging.disable_progress_bar()  # bars would flood a job's log
         model = load_model(spec.model, precision, device)
-        self.quantized_layers = quantized_layers(model)
+        self.quantized_layers = quantized_layers(model) if settings.quantization != "none" else []
         engine = Engine(model, load_processor(spec.model), EngineOptions(question=spec.question, max_new_tokens=settings.max_new_tokens))
         snapper = Snapper(spec.vocabulary, MiniLmEmbedder(settings.embedder), settings.threshold, settings.margin)
         self.labeler = Labeler(
@@ -79,4 +81,9 @@ class LabelWorker:
 
 
 def worker_spec(settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary, run: RunDirectory) -> WorkerSpec:
-    return WorkerSpec(settings=settings, model=str(model), question=question, vocabulary=vocabulary, run=run)
+    """Return what a worker needs, its paths absolute: workers run in other folders than the command."""
+    embedder = settings.embedder
+    if embedder is not None and Path(embedder).is_dir():
+        embedder = str(Path(embedder).absolute())
+    placed = settings.model_copy(update={"images": Store.open(settings.images).url, "embedder": embedder})
+    return WorkerSpec(settings=placed, model=str(model), question=question, vocabulary=vocabulary, run=run)

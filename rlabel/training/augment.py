@@ -38,7 +38,7 @@ def box_instead(region: RegionMask, augment: Augment, random: Generator) -> Regi
     """Return the region, or with the recipe's probability its box as a filled mask."""
     if random.random() >= augment.box:
         return region
-    return replace(region, crop_HW=np.ones_like(region.crop_HW), source="box")
+    return replace(region, crop_HW=np.ones_like(region.crop_HW), area_px=float(region.crop_HW.size), source="box")
 
 
 def change_pixels(crops_Z4SS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:

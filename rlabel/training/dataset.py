@@ -5,6 +5,7 @@ Everything random is drawn from (seed, epoch, image), so that a batch is the sam
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,14 @@ from rlabel.corpus.coco import LabeledImage, read_labeled
 from rlabel.corpus.inputs import prepare_image
 from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
+from rlabel.records import JsonValue
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 from rlabel.storage import Store
 from rlabel.training.augment import box_instead, change_pixels, draw_view
 from rlabel.training.recipe import Augment, Stage
+
+# Pictures looked at before a corpus is called unusable.
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +55,15 @@ class Sample:
 def load_corpus(images_url: str, annotations_url: str, limit: int | None = None) -> TrainCorpus:
     """Return the labeled, non-crowd regions of a COCO file.
 
-    Raises InputError when it has no categories, names a category that it does not define, or holds no usable region.
+    Raises InputError when it has no categories, names a category that it does not define, or holds no usable region; also when the pictures are not
+    where images_url says.
     """
     with read_labeled(annotations_url) as corpus:
-        names = {
-            row["id"]: row["name"]
-            for row in corpus.categories if isinstance(row, dict)
-            if isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
-        }  # fmt: skip
+        names = _category_names(corpus.categories)
         if not names:
             raise InputError(f"{annotations_url}: expected a list of categories with id and name, got none. Training needs labeled regions.")
+        if unnamed := [category_id for category_id, name in names.items() if not name]:
+            raise InputError(f"{annotations_url}, category {unnamed[0]}: expected a name, got an empty one. Name it, or drop it and its annotations.")
         images = []
         for image in corpus.images(limit):
             labels = tuple(label for label in image.labels if not label.region.is_crowd and label.region.problem is None)
@@ -74,7 +78,38 @@ def load_corpus(images_url: str, annotations_url: str, limit: int | None = None)
                 images.append(LabeledImage(record=record, labels=labels))
     if not images:
         raise InputError(f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids.")
-    return TrainCorpus(images_url=images_url, images=tuple(images), names=names)
+    read = TrainCorpus(images_url=images_url, images=tuple(images), names=names)
+    _check_pictures(read, annotations_url)
+    return read
+
+
+def _category_names(categories: JsonValue) -> dict[int, str]:
+    """Return {id: stripped name} of the rows that have both."""
+    names: dict[int, str] = {}
+    for row in categories if isinstance(categories, list) else []:
+        if isinstance(row, dict):
+            category_id, name = row.get("id"), row.get("name")
+            if isinstance(category_id, int) and isinstance(name, str):
+                names[category_id] = name.strip()
+    return names
+
+
+def _check_pictures(corpus: TrainCorpus, annotations_url: str) -> None:
+    """Raise InputError when nothing at the head of the corpus can be used: better now than after an hour of empty batches."""
+    store, limits = Store.open(corpus.images_url), Limits()
+    folder = store.local_path("")
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{corpus.images_url}: no such folder. Give the folder that the file names of {annotations_url} are relative to.")
+    first_reason = ""
+    for image in corpus.images[:_LOOKED_AT]:
+        prepared = prepare_image(store, image.record, limits)
+        if prepared.regions:
+            return
+        first_reason = first_reason or prepared.failures[0].reason
+    raise InputError(
+        f"{annotations_url}: expected pictures in {corpus.images_url} with usable regions, got none among the first "
+        f"{min(len(corpus.images), _LOOKED_AT)}; {first_reason} `rlabel validate` lists what is wrong with every row."
+    )
 
 
 def cap_per_category(corpus: TrainCorpus, per_category: int | None, seed: int) -> TrainCorpus:
@@ -109,18 +144,26 @@ class BatchDataset(Dataset[list[Sample]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.store = Store.open(corpus.images_url)
         self.limits = Limits()
         self.first_batch = 0
+        self._store: tuple[int, Store] | None = None
+
+    @property
+    def store(self) -> Store:
+        """The pictures, opened by the process that reads them: drivers of object stores do not survive the fork of a loader's worker."""
+        if self._store is None or self._store[0] != os.getpid():
+            self._store = (os.getpid(), Store.open(self.corpus.images_url))
+        return self._store[1]
 
     @property
     def batches_per_epoch(self) -> int:
-        return max(1, len(self.corpus.images) // (self.stage.images_per_batch * self.world_size))
+        return self.stage.batches_per_epoch(len(self.corpus.images), self.world_size)
 
     def __len__(self) -> int:
-        return max(1, round(self.batches_per_epoch * self.stage.epochs)) - self.first_batch
+        return self.stage.num_batches(len(self.corpus.images), self.world_size) - self.first_batch
 
     def __getitem__(self, number: int) -> list[Sample]:
+        """Return the usable samples of one batch; [] where every picture of it is unusable."""
         epoch, batch = divmod(number + self.first_batch, self.batches_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus.images))
         size = self.stage.images_per_batch
@@ -154,7 +197,25 @@ class BatchDataset(Dataset[list[Sample]]):
         return Sample(inputs=inputs, names=names, seed=seed)
 
 
-def keep_samples(samples: list[Sample]) -> list[Sample]:
+class NameDataset(Dataset[list[str]]):
+    """Batches of names for `spell`, drawn evenly; batch b of rank r is the same whoever asks."""
+
+    def __init__(self, names: Sequence[str], stage: Stage, seed: int, rank: int) -> None:
+        self.names = sorted(set(names))
+        self.stage = stage
+        self.seed = seed
+        self.rank = rank
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        return self.stage.num_batches(0, 1) - self.first_batch
+
+    def __getitem__(self, number: int) -> list[str]:
+        random = np.random.default_rng((self.seed, number + self.first_batch, self.rank))
+        return [self.names[i] for i in random.integers(len(self.names), size=self.stage.names_per_batch)]
+
+
+def keep_samples(samples: list[Any]) -> list[Any]:
     """Collate function of a loader whose dataset makes whole batches."""
     return samples
 

@@ -6,23 +6,37 @@ Plain torch. Where it runs, and where its checkpoints lie, is the affair of a `S
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
-from rlabel.errors import InputError
+from rlabel.errors import InputError, RunError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.dataset import BatchDataset, Sample, TrainCorpus, cap_per_category, keep_samples, load_corpus
+from rlabel.regiongpt.quantization import Precision, load_model
+from rlabel.training.checkpoint import checkpoint_writer, load_weights
+from rlabel.training.dataset import (
+    BatchDataset,
+    NameDataset,
+    Sample,
+    TrainCorpus,
+    cap_per_category,
+    keep_samples,
+    load_corpus,
+)
 from rlabel.training.objectives import TrainingStep, learning_rate_share
 from rlabel.training.recipe import Recipe, Stage
 
@@ -45,7 +59,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One line of the training log."""
+    """One line of the training log: means since the line before. num_unusable: pictures that gave no region to train on."""
 
     stage: str
     step: int
@@ -54,6 +68,17 @@ class Progress:
     train_accuracy: float
     regions_per_s: float
     val_accuracy: float | None = None
+    num_unusable: int = 0
+
+
+# A person who watches wants a line at least so often.
+_HEARTBEAT_S = 15.0
+# Steps in a row with gradients that are not finite before the training is given up; fewer are left out.
+_MAX_REFUSED = 10
+# Pictures whose image tokens stand in for any picture's while names are spelled.
+_BANK_IMAGES = 128
+# Checkpoints kept on the disk.
+_KEPT = 2
 
 
 class Surroundings(Protocol):
@@ -69,15 +94,15 @@ class Surroundings(Protocol):
         """Return the folder of the newest checkpoint, or None at the beginning."""
 
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
-        """Take a progress line, and where given a function that writes a checkpoint into a folder. Called by every rank at the same steps."""
+        """Take a progress line, and where given a function that writes a checkpoint into a folder; with one, every rank calls at the same steps."""
 
 
 def train(job: TrainJob, surroundings: Surroundings) -> tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]:
     """Run the recipe from the newest checkpoint (or the start) to its end; return the trained model, float32, on the surroundings' device."""
     torch.manual_seed(job.seed)
+    logging.disable_progress_bar()  # bars would flood a job's log
+    model = load_model(job.model, Precision(dtype="float32"), surroundings.device)
     processor = load_processor(job.model)
-    model = RegionGPTForConditionalGeneration.from_pretrained(job.model, dtype=torch.float32, trust_remote_code=False)
-    model.to(surroundings.device)
     corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
     validation = None
     if job.val_images_url and job.val_annotations_url:
@@ -108,6 +133,7 @@ def _run_stage(
     surroundings: Surroundings,
 ) -> None:
     if stage.lora is not None:
+        torch.manual_seed(job.seed + number)  # the same fresh weights on every rank, and when the run is resumed here
         _add_lora(model, stage)
     if checkpoint is not None and first_step:
         load_weights(model, checkpoint)
@@ -116,75 +142,74 @@ def _run_stage(
     if checkpoint is not None and first_step:
         optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location=surroundings.device, weights_only=True))
     sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
-    dataset = BatchDataset(sampled, processor, stage, job.seed + 1000 * number, surroundings.rank, surroundings.world_size)
-    num_steps = max(1, len(dataset) // stage.accumulate)
+    dataset: BatchDataset | NameDataset
+    if stage.objective == "spell":
+        dataset = NameDataset(list(corpus.names.values()), stage, job.seed + 1000 * number, surroundings.rank)
+    else:
+        dataset = BatchDataset(sampled, processor, stage, job.seed + 1000 * number, surroundings.rank, surroundings.world_size)
+    num_steps = stage.num_steps(len(sampled.images), surroundings.world_size)
     dataset.first_batch = first_step * stage.accumulate
     loader = DataLoader(
         dataset, batch_size=None, collate_fn=keep_samples, num_workers=job.num_loader_workers, prefetch_factor=4 if job.num_loader_workers else None
     )
     step_module = TrainingStep(model, processor, stage, list(corpus.names.values()))
+    if stage.objective == "spell":
+        seen = BatchDataset(sampled, processor, stage, job.seed, 0, 1)
+        pictures = [seen.sample(index, 0, None) for index in range(min(_BANK_IMAGES, len(sampled.images)))]
+        step_module.fill_bank([sample for sample in pictures if sample is not None])
     wrapped = surroundings.wrap(step_module)
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     meter = _Meter()
-    batches: Iterator[list[Sample]] = iter(loader)
+    batches: Iterator[list[Sample] | list[str]] = iter(loader)
+    num_refused = 0
     model.train()
     for step in range(first_step, num_steps):
         share = learning_rate_share(step, num_steps, stage.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
-        for _ in range(stage.accumulate):
-            samples = next(batches, [])
-            if not samples:
-                continue  # every image of this batch was unusable
+        # Dropout of this step is the same whether the run was resumed before it or not.
+        torch.manual_seed(int(np.random.SeedSequence((job.seed, number, step, surroundings.rank)).generate_state(1)[0]))
+        for samples in islice(batches, stage.accumulate):
             result = wrapped(samples)
             (result.loss / stage.accumulate).backward()
             meter.add(float(result.loss.detach()), result.num_right, result.num_regions)
-        torch.nn.utils.clip_grad_norm_(trained, stage.clip_norm)
-        optimizer.step()
+            if stage.objective != "spell":
+                meter.num_unusable += stage.images_per_batch - len(samples)
+        norm = torch.nn.utils.clip_grad_norm_(trained, stage.clip_norm)
+        num_refused = 0 if torch.isfinite(norm) else num_refused + 1
+        if num_refused == 0:
+            optimizer.step()
+        elif num_refused == _MAX_REFUSED:  # the gradients are those of all ranks, so every rank stops here
+            raise RunError(
+                f"stage {stage.name}, step {step + 1}: expected finite gradients, got none in {_MAX_REFUSED} steps. "
+                "Lower the learning rates or clip_norm of the recipe, or use dtype float32."
+            )
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         last = done == num_steps
         due_checkpoint = last or done % stage.checkpoint_every == 0
         due_validation = validation is not None and (last or (stage.validate_every is not None and done % stage.validate_every == 0))
-        if due_checkpoint or due_validation or done % 20 == 0:
+        if due_checkpoint or due_validation or done % 20 == 0 or meter.age_s > _HEARTBEAT_S:
             accuracy = _validate(step_module, validation, surroundings) if due_validation and validation is not None else None
             progress = meter.progress(stage.name, done, num_steps, accuracy)
             # At the end of a stage the checkpoint points at the start of the next one: LoRA is merged, its optimizer is gone.
             if last and stage.lora is not None:
                 _merge_lora(model)
             place = {"stage": number + 1, "step": 0} if last else {"stage": number, "step": done}
-            write = _checkpoint_writer(model, None if last else optimizer, place) if due_checkpoint else None
+            write = checkpoint_writer(model, None if last else optimizer, place) if due_checkpoint else None
             surroundings.report(progress, write)
             model.train()
 
 
-def save_weights(model: RegionGPTForConditionalGeneration, path: Path) -> None:
-    """Write all weights and statistics; of tied tensors the first."""
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in model.state_dict().items():
-        if value.data_ptr() not in seen or not value.numel():  # safetensors refuses shared memory
-            seen.add(value.data_ptr())
-            weights[name] = value.detach().contiguous().cpu()
-    save_file(weights, path)
-
-
-def load_weights(model: RegionGPTForConditionalGeneration, checkpoint: Path) -> None:
-    """Load a checkpoint's weights. Raises InputError when they are not of this model."""
-    weights = load_file(checkpoint / "weights.safetensors")
-    result = model.load_state_dict(weights, strict=False)
-    state = model.state_dict()
-    loaded = {state[name].data_ptr() for name in weights if name in state}
-    missing = [name for name in result.missing_keys if state[name].data_ptr() not in loaded]  # tied tensors are kept once
-    if missing or result.unexpected_keys:
-        odd = (missing + result.unexpected_keys)[0]
-        raise InputError(f"{checkpoint}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model.")
-
-
 def _parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) -> list[dict[str, object]]:
-    """Freeze everything, then free what the stage names. The longest matching prefix decides a parameter's rate."""
+    """Freeze everything, then free what the stage names. The longest matching prefix decides a parameter's rate.
+
+    Raises InputError for a name that no parameter has.
+    """
+    named = [(_plain_name(name), parameter) for name, parameter in model.named_parameters()]
+    stage.check_names([name for name, _ in named])
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         prefixes = [prefix for prefix in stage.learning_rates if name == prefix or name.startswith(f"{prefix}.")]
         is_lora = ".lora_" in name
         frozen_base = stage.lora is not None and name.startswith("language_model.") and not is_lora
@@ -194,30 +219,24 @@ def _parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) ->
     return [{"params": parameters, "lr": rate, "peak_lr": rate} for rate, parameters in groups.items()]
 
 
+def _plain_name(name: str) -> str:
+    """Return a parameter's name as it is without peft's wrapping."""
+    return name.replace("language_model.base_model.model.", "language_model.", 1)
+
+
 def _add_lora(model: RegionGPTForConditionalGeneration, stage: Stage) -> None:
     from peft import LoraConfig, get_peft_model
 
     assert stage.lora is not None
     config = LoraConfig(r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=stage.lora.targets, task_type="CAUSAL_LM")
-    model.language_model = get_peft_model(model.language_model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft 0.21 asks transformers 5.23 for a name that is on its way out
+        model.language_model = get_peft_model(model.language_model, config)
 
 
 def _merge_lora(model: RegionGPTForConditionalGeneration) -> None:
     if hasattr(model.language_model, "merge_and_unload"):
         model.language_model = model.language_model.merge_and_unload()
-
-
-def _checkpoint_writer(
-    model: RegionGPTForConditionalGeneration, optimizer: torch.optim.Optimizer | None, place: dict[str, int]
-) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(model, folder / "weights.safetensors")
-        if optimizer is not None:
-            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "trainer.json").write_text(json.dumps(place))
-
-    return write
 
 
 @torch.inference_mode()
@@ -269,24 +288,29 @@ class _Meter:
 
     def reset(self) -> None:
         self.losses: list[float] = []
-        self.right = self.total = 0
+        self.right = self.total = self.num_unusable = 0
         self.since = time.monotonic()
 
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
     def add(self, loss: float, right: int, total: int) -> None:
-        self.losses.append(loss)
+        if total:
+            self.losses.append(loss)
         self.right += right
         self.total += total
 
     def progress(self, stage: str, step: int, num_steps: int, val_accuracy: float | None) -> Progress:
-        elapsed = max(time.monotonic() - self.since, 1e-9)
         line = Progress(
             stage=stage,
             step=step,
             num_steps=num_steps,
             loss=sum(self.losses) / max(len(self.losses), 1),
             train_accuracy=self.right / max(self.total, 1),
-            regions_per_s=self.total / elapsed,
+            regions_per_s=self.total / max(self.age_s, 1e-9),
             val_accuracy=val_accuracy,
+            num_unusable=self.num_unusable,
         )
         self.reset()
         return line
@@ -295,20 +319,22 @@ class _Meter:
 def progress_text(progress: Progress) -> str:
     """Return one line for a log."""
     validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
+    unusable = f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
     return (
         f"{progress.stage} {progress.step}/{progress.num_steps}  loss {progress.loss:.3f}  "
-        f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s"
+        f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s{unusable}"
     )
 
 
 class LocalSurroundings:
-    """One process, checkpoints in a local folder (none: nothing is kept). Used without Ray."""
+    """One process, checkpoints in a local folder (none: nothing is kept), progress lines in log (progress.jsonl of that folder). Used without Ray."""
 
     rank = 0
     world_size = 1
 
-    def __init__(self, folder: Path | None, device: torch.device, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path | None, device: torch.device, say: Callable[[str], None] = print, log: Path | None = None) -> None:
         self.folder = folder
+        self.log = log or (folder / "progress.jsonl" if folder else None)
         self.device = device
         self.say = say
 
@@ -316,23 +342,46 @@ class LocalSurroundings:
         return step
 
     def restore(self) -> Path | None:
-        done = sorted(self.folder.glob("checkpoint-*/trainer.json")) if self.folder else []
-        return done[-1].parent if done else None
+        done = self._checkpoints()
+        return done[-1] if done else None
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path.parent for path in self.folder.glob("checkpoint-*/trainer.json")) if self.folder else []
 
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
         self.say(progress_text(progress))
-        if self.folder is None:
+        if self.log is not None:
+            append_progress(self.log, progress)
+        if self.folder is None or write_checkpoint is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "progress.jsonl").open("a") as log:
-            log.write(json.dumps(asdict(progress)) + "\n")
-        if write_checkpoint is not None:
-            name = f"checkpoint-{len(sorted(self.folder.glob('checkpoint-*'))):06d}"
-            writing = self.folder / f".{name}"
-            write_checkpoint(writing)
-            writing.rename(self.folder / name)
+        kept = self._checkpoints()
+        number = int(kept[-1].name.removeprefix("checkpoint-")) + 1 if kept else 0
+        writing = self.folder / ".writing"
+        shutil.rmtree(writing, ignore_errors=True)  # of a process that was killed here
+        write_checkpoint(writing)
+        writing.rename(self.folder / f"checkpoint-{number:06d}")
+        for old in kept[: 1 - _KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def append_progress(log: Path, progress: Progress) -> None:
+    """Add a line to a log of JSON lines. After a resume the steps since the last checkpoint come again: the later line counts."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(progress)) + "\n")
 
 
 def write_model(model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model folder that `--model` takes."""
-    save(model.to(dtype), processor, folder)
+    save(model.to(dtype), processor, folder)  # type: ignore[arg-type]
+
+
+def train_here(
+    job: TrainJob, folder: Path, log: Path | None, num_threads: int, save_dtype: str, say: Callable[[str], None]
+) -> Callable[[Path], None]:
+    """Train in this process, on its GPU if it has one; return the function that writes the model folder."""
+    torch.set_num_threads(num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = train(job, LocalSurroundings(folder, device, say, log))
+    return lambda target: write_model(model, processor, target, getattr(torch, save_dtype))

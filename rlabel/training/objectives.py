@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
-from rlabel.prompts.templates import CLASSIFY, pick
+from rlabel.prompts.templates import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor
 from rlabel.training.dataset import Sample, fade_keeps
@@ -43,9 +43,19 @@ class TrainingStep(nn.Module):
         self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.prompts: list[PromptTokens] = [processor.prompt(question) for question in CLASSIFY]
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
+        self.bank_ITD: Tensor | None = None
 
-    def forward(self, samples: list[Sample]) -> StepResult:
+    def forward(self, samples: list[Sample] | list[str]) -> StepResult:
+        """Return the loss of one batch: prepared images, or names for `spell`."""
         device = next(self.model.parameters()).device
+        if not samples:
+            return self._nothing()
+        if self.stage.objective == "spell":
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
+                return self._spell([name for name in samples if isinstance(name, str)])
+        return self._see([sample for sample in samples if isinstance(sample, Sample)], device)
+
+    def _see(self, samples: list[Sample], device: torch.device) -> StepResult:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
             batch = self._device_batch(samples, device)
             image_tokens_BTD, regions_RKD = self._encode(batch)
@@ -60,9 +70,14 @@ class TrainingStep(nn.Module):
                 )
             return result
 
+    def _nothing(self) -> StepResult:
+        """A loss of 0 that reaches every trained parameter: a worker whose whole batch is unusable must still meet the others' gradients."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return StepResult(loss=torch.stack([parameter.flatten()[:0].sum() for parameter in trained]).sum(), num_right=0, num_regions=0)
+
     def _device_batch(self, samples: list[Sample], device: torch.device) -> DeviceBatch:
         inputs = [sample.inputs for sample in samples]
-        keep = self.stage.augment.keep
+        keep = self.stage.augment.keep if self.training else None
         if keep is None or all(item.zoom_crops_Z4SS is None for item in inputs):
             return to_device_batch(inputs, self.processor, device)
         return to_device_batch(inputs, self.processor, device, fade_keeps(samples, keep).to(device))
@@ -90,7 +105,7 @@ class TrainingStep(nn.Module):
         """Return names_ND: the mean input embedding of each name's tokens, without gradient."""
         table = self.model.get_input_embeddings()
         with torch.no_grad():
-            rows = [table(torch.tensor(ids[:-1], device=table.weight.device)).mean(0) for ids in self.answer_ids.values()]  # type: ignore[union-attr, arg-type]
+            rows = [table(torch.tensor(ids[:-1], device=table.weight.device)).mean(0) for ids in self.answer_ids.values()]  # type: ignore[arg-type]
         return torch.stack(rows).float()
 
     def _align(self, regions_RKD: Tensor, target_R: Tensor) -> StepResult:
@@ -103,16 +118,64 @@ class TrainingStep(nn.Module):
         loss = F.cross_entropy(logits_RN, target_R, label_smoothing=0.05) + 0.2 * distance.mean()
         return StepResult(loss=loss, num_right=int((logits_RN.argmax(-1) == target_R).sum()), num_regions=len(target_R))
 
+    def _spell(self, names: list[str]) -> StepResult:
+        """Loss of saying names whose region tokens are made up: a name's embedding, turned towards another name and at random, and scaled.
+
+        So a small language model learns to say every name, also those with few pictures, and to take region tokens that are off the mark.
+        """
+        names_ND = self.name_embeddings()
+        index_R = torch.tensor([self.name_index[name] for name in names], device=names_ND.device)
+        length_R1 = names_ND[index_R].norm(dim=-1, keepdim=True)
+        other_RD = F.normalize(names_ND[torch.randint(len(names_ND), index_R.shape, device=names_ND.device)], dim=-1)
+        noise_RD = F.normalize(torch.randn_like(other_RD), dim=-1)
+        # Region tokens of pictures that training never showed were measured at a cosine of 0.5 to their name: aside is up to that and beyond.
+        towards_R1, aside_R1 = torch.rand_like(length_R1) * 0.7, torch.rand_like(length_R1) * 2.5
+        token_RD = F.normalize(names_ND[index_R], dim=-1) + towards_R1 * other_RD + aside_R1 * noise_RD
+        token_RD = F.normalize(token_RD, dim=-1) * length_R1 * (0.6 + 0.8 * torch.rand_like(length_R1))
+        size = 16  # names a packed row: as regions of one image
+        regions_RKD = token_RD[:, None].expand(-1, self.processor.tokens_per_region, -1)
+        rows = []
+        for start in range(0, len(names), size):
+            prompt = self.prompts[int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))]  # the labeling question at least every other time
+            image_1TD = self._image_of_the_bank(names_ND)
+            rows.append(self._pack(prompt, names[start : start + size], image_1TD, regions_RKD[start : start + size]))
+        return self._answer_loss(rows, len(names))
+
+    def fill_bank(self, samples: Sequence[Sample]) -> None:
+        """Keep the image tokens of some pictures for `spell`: made-up ones would leave the language model helpless before real ones."""
+        tokens = []
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            for sample in samples:
+                batch = to_device_batch([sample.inputs], self.processor, next(self.model.parameters()).device)
+                tokens.append(self.model.encode_images(batch.pixels_B3SS)[1].float())
+        self.train(training)
+        self.bank_ITD = torch.cat(tokens) if tokens else None
+
+    def _image_of_the_bank(self, names_ND: Tensor) -> Tensor:
+        """Return image_1TD: the tokens of one picture, half of the time disturbed."""
+        noise_TD = torch.randn(self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device) * names_ND.square().mean().sqrt()
+        if self.bank_ITD is None:
+            return noise_TD[None]
+        image_TD = self.bank_ITD[int(torch.randint(len(self.bank_ITD), ()))]
+        return (image_TD + noise_TD * max(0.0, float(torch.rand(())) - 0.5))[None]
+
     def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:
         """Next-token loss on the answers. Regions of an image share its prefix: one packed row, where a region sees the prefix and itself only."""
-        device = regions_RKD.device
         rows = []
         start = 0
         for sample, image_TD in zip(samples, image_tokens_BTD, strict=True):
-            prompt = pick(self.prompts_of(sample), sample.seed)
+            prompts = self.prompts_of(sample)
+            prompt = prompts[sample.seed % len(prompts)]
             stop = start + len(sample.names)
             rows.append(self._pack(prompt, sample.names, image_TD[None], regions_RKD[start:stop]))
             start = stop
+        return self._answer_loss(rows, len(regions_RKD))
+
+    def _answer_loss(self, rows: list[_PackedRow], num_regions: int) -> StepResult:
+        """Next-token loss on the answers of packed rows."""
+        device = rows[0].embeddings_TD.device
         longest = max(len(row.labels) for row in rows)
         embeddings_BTD = torch.stack([F.pad(row.embeddings_TD, (0, 0, 0, longest - len(row.labels))) for row in rows])
         labels_BT = torch.full((len(rows), longest), IGNORED)
@@ -137,7 +200,6 @@ class TrainingStep(nn.Module):
         taken = labels_BT != IGNORED
         loss = F.cross_entropy(logits_BTV[taken].float(), labels_BT[taken])
         wrong_BT = (logits_BTV.argmax(-1) != labels_BT) & taken
-        num_regions = len(regions_RKD)
         wrong_regions = {(int(b), int(owner_BT[b, t])) for b, t in wrong_BT.nonzero().tolist()}
         return StepResult(loss=loss, num_right=num_regions - len(wrong_regions), num_regions=num_regions)
 

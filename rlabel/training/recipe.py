@@ -1,23 +1,28 @@
 """Recipes: what is trained, on what, how long. YAML in, checked records out.
 
 A recipe is a list of stages run one after the other. `align` pulls region tokens to the mean input embedding of their name's tokens without a language
-model pass; `instruct` trains conversations, with loss on the answers only.
+model pass; `spell` teaches the language model to say names from noisy embeddings of them, without pictures; `instruct` trains conversations on pictures,
+with loss on the answers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlabel.errors import InputError
 
-Objective = Literal["align", "instruct"]
+Objective = Literal["align", "spell", "instruct"]
 Dtype = Literal["float32", "bfloat16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+# Parts that only some models have.
+OPTIONAL_PARTS = ("refinement", "region_connector", "zoom_connector")
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -28,7 +33,7 @@ class Lora(_Strict):
     """LoRA on the language model's linear layers (through peft); merged into the weights when training ends."""
 
     rank: int = Field(8, ge=1, le=1024)
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, ge=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
@@ -43,7 +48,7 @@ class Augment(_Strict):
     outline: float = Field(0.0, ge=0, le=1, description="edges on white, as line drawings are")
     cutout: float = Field(0.0, ge=0, le=1, description="a rectangle is hidden, as an occluder would")
     box: float = Field(0.0, ge=0, le=1, description="the mask is replaced by its box")
-    keep: tuple[float, float] | None = Field(None, description="range of how much of the outside stays visible; none: the processor's own")
+    keep: tuple[Share, Share] | None = Field(None, description="range of how much of the outside stays visible; none: the processor's own")
 
 
 class Stage(_Strict):
@@ -53,8 +58,10 @@ class Stage(_Strict):
     objective: Objective
     epochs: float = Field(1.0, gt=0)
     images_per_batch: int = Field(8, ge=1)
-    accumulate: int = Field(1, ge=1)
-    learning_rates: dict[str, float]
+    steps: int | None = Field(None, ge=1, description="spell: optimizer steps, since there is no corpus to go through")
+    names_per_batch: int = Field(256, ge=1, description="spell: names said in a step, drawn evenly from the corpus's names")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged before a step")
+    learning_rates: dict[str, Rate] = Field(min_length=1)
     lora: Lora | None = None
     warmup: float = Field(0.03, ge=0, le=1, description="share of the steps")
     weight_decay: float = Field(0.0, ge=0)
@@ -70,6 +77,44 @@ class Stage(_Strict):
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
     validate_every: int | None = Field(None, ge=1, description="optimizer steps; none: at the end of the stage")
 
+    @model_validator(mode="after")
+    def _lora_is_trained(self) -> Stage:
+        trains_language = any(name.split(".")[0] == "language_model" for name in self.learning_rates)
+        if self.lora is not None and not (trains_language and self.objective == "instruct"):
+            raise ValueError("lora needs objective instruct and a learning rate of language_model, or it would stay untrained")
+        return self
+
+    @model_validator(mode="after")
+    def _spell_has_steps(self) -> Stage:
+        if (self.objective == "spell") != (self.steps is not None):
+            raise ValueError("steps belongs to objective spell, which needs it; the others take epochs")
+        return self
+
+    def check_names(self, weight_names: Collection[str]) -> None:
+        """Raise InputError unless every name of learning_rates is a prefix of a model's weights; those of OPTIONAL_PARTS may be missing, not all."""
+        found = [prefix for prefix in self.learning_rates if any(name == prefix or name.startswith(f"{prefix}.") for name in weight_names)]
+        unknown = [prefix for prefix in self.learning_rates if prefix not in found and prefix not in OPTIONAL_PARTS]
+        if unknown or not found:
+            parts = sorted({name.split(".")[0] for name in weight_names})
+            raise InputError(
+                f"recipe, stage {self.name}, learning_rates: expected names of this model's weights, got {(unknown or list(self.learning_rates))[0]!r}. "
+                f"Its parts: {', '.join(parts)}."
+            )
+
+    def batches_per_epoch(self, num_images: int, world_size: int) -> int:
+        """Return how many batches each worker makes of its part of the images; what does not fill one waits for the next epoch's order."""
+        return max(1, num_images // (self.images_per_batch * world_size))
+
+    def num_batches(self, num_images: int, world_size: int) -> int:
+        """Return how many batches each worker makes in the whole stage."""
+        if self.steps is not None:
+            return self.steps * self.accumulate
+        return max(1, round(self.batches_per_epoch(num_images, world_size) * self.epochs))
+
+    def num_steps(self, num_images: int, world_size: int) -> int:
+        """Return the optimizer steps of the stage."""
+        return max(1, self.num_batches(num_images, world_size) // self.accumulate)
+
 
 class Recipe(_Strict):
     name: str
@@ -82,10 +127,13 @@ def load_recipe(name_or_file: str) -> Recipe:
     Raises InputError naming the field that is wrong.
     """
     path = Path(name_or_file)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise InputError(f"--recipe {name_or_file}: no such file. Shipped recipes: {', '.join(shipped_recipes())}.")
-        text = path.read_text(encoding="utf-8")
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise InputError(f"--recipe {name_or_file}: no such file. Shipped recipes: {', '.join(shipped_recipes())}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--recipe {name_or_file}: expected a readable YAML file, got: {error}. Check the path.") from error
     else:
         file = resources.files("rlabel").joinpath(f"recipes/{name_or_file}.yaml")
         if "/" in name_or_file or not file.is_file():
@@ -111,5 +159,6 @@ def _names() -> Iterator[str]:
 def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']} (got {first.get('input')!r:.80})"
-    return str(error).replace("\n", " ")
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        return f"{where}: {first['msg']} (got {first.get('input')!r:.80})"
+    return " ".join(str(error).split())

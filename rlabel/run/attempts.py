@@ -1,0 +1,46 @@
+"""What becomes of a shard that keeps failing: it is split into its images, and an image that fails even alone becomes failures.
+
+Shared by the local and the Ray driver, so that both give the same records. Knows nothing of how a shard is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rlabel.corpus.inputs import stray_failure
+from rlabel.records import Failure, ImageRecord, Outcome, Shard, ShardResult
+
+
+def image_shard(shard: Shard, part: int) -> Shard:
+    """Return one image of a shard as a shard of its own, under the same index; never committed as it is."""
+    return replace(shard, images=(shard.images[part],), stray_regions=())
+
+
+def failed_shard(shard: Shard, cause: str, attempts: int) -> ShardResult:
+    """Return the result of a shard whose every attempt failed: a failure of kind "attempts" for each region of an image."""
+    outcomes: list[Outcome] = []
+    for image in shard.images:
+        reason = f"{_name(image)}: not labeled in {attempts} attempts: {cause}."
+        outcomes += [
+            Failure(region=region, image_id=image.row.get("id"), kind="attempts", reason=reason)
+            for region in image.regions
+        ]
+    outcomes += [stray_failure(region) for region in shard.stray_regions]
+    return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes))
+
+
+def joined(shard: Shard, parts: Mapping[int, ShardResult]) -> ShardResult:
+    """Return a split shard's result from those of its images, by place; the strays, which no model sees, are added."""
+    outcomes = [outcome for part in range(len(shard.images)) for outcome in parts[part].outcomes]
+    outcomes += [stray_failure(region) for region in shard.stray_regions]
+    return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes))
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error as one line: its kind and its message, cut to a length that a reason can bear."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def _name(image: ImageRecord) -> str:
+    return image.file_name or f"image id {image.row.get('id')}"

@@ -1,0 +1,385 @@
+"""What a training step computes: by hand arithmetic, by the plain model on one region alone, and by where gradients arrive.
+
+Legend: R regions, D width of the language model, T tokens, V tokens of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlabel.errors import InputError
+from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
+from rlabel.prompts.templates import CLASSIFY
+from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
+from rlabel.regiongpt.processing import RegionGPTProcessor
+from rlabel.training.dataset import BatchDataset, Sample, load_corpus
+from rlabel.training.loop import _parameter_groups
+from rlabel.training.objectives import TrainingStep, learning_rate_share
+from rlabel.training.recipe import Stage
+from train_factories import COLOURS, PARTS, labeled_corpus, stage, tiny
+
+CPU = torch.device("cpu")
+NAMES = list(COLOURS)
+Made = tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]
+
+
+def samples_of(folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any) -> list[Sample]:
+    files = labeled_corpus(folder, num_images, regions)
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    made = stage(images_per_batch=num_images, **more)
+    return BatchDataset(corpus, processor, made, 3, 0, 1)[0]
+
+
+def training_step(made: Made, of: Stage) -> TrainingStep:
+    """Return a step whose model is frozen and freed as the loop does it."""
+    _parameter_groups(made[0], of)
+    return TrainingStep(*made, of, NAMES).train()
+
+
+def rates(*parts: str) -> dict[str, float]:
+    return dict.fromkeys(parts, 1e-3)
+
+
+# ---- align
+
+
+def test_align_loss_by_hand() -> None:
+    """Two names, embeddings (1, 0, ...) and (0, 2, ...); a region at (3, 0, ...) that is the first.
+
+    Cosines 1 and 0, divided by 0.5: logits 2 and 0. Smoothed by 0.05 over two names: targets 0.975 and 0.025.
+    ln(e^2 + 1) = 2.126928; loss 0.975 * 0.126928 + 0.025 * 2.126928 = 0.176928. Squared error 4, squared length 1, weight 0.2: 0.8.
+    """
+    model, processor = tiny()
+    step = TrainingStep(model, processor, stage(temperature=0.5), ["cat", "dog"])
+    first, second = (processor.answer_ids(name)[:-1] for name in ("cat", "dog"))
+    assert not set(first) & set(second)
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table.zero_()
+        table[first, 0] = 1.0
+        table[second, 1] = 2.0
+    region_1KD = torch.zeros(1, 1, table.shape[1])
+    region_1KD[0, 0, 0] = 3.0
+    result = step._align(region_1KD, torch.tensor([0]))
+    assert result.loss.item() == pytest.approx(0.976928, abs=1e-5)
+    assert (result.num_right, result.num_regions) == (1, 1)
+    assert step._align(region_1KD, torch.tensor([1])).num_right == 0
+
+
+def test_align_takes_the_mean_of_a_region_s_tokens() -> None:
+    model, processor = tiny()
+    step = TrainingStep(model, processor, stage(), NAMES)
+    regions_RKD = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 2, 1])
+    whole, mean = step._align(regions_RKD, target), step._align(regions_RKD.mean(1, keepdim=True), target)
+    assert torch.allclose(whole.loss, mean.loss)
+
+
+def test_a_name_is_the_mean_input_embedding_of_its_tokens_without_the_end_token() -> None:
+    model, processor = tiny()
+    names = TrainingStep(model, processor, stage(), ["fire hydrant", "cat", "cat"]).name_embeddings()
+    ids = processor.tokenizer("fire hydrant", add_special_tokens=False).input_ids
+    assert len(ids) > 1
+    wanted = sum(model.get_input_embeddings().weight[i].detach() for i in ids) / len(ids)
+    assert names.shape == (2, 32)  # a name that two categories share is one name
+    assert torch.allclose(names[0], wanted)
+    assert not names.requires_grad
+
+
+# ---- instruct
+
+
+class Tap:
+    """Keeps the logits of the language model's last pass, with their gradient."""
+
+    def __init__(self, model: RegionGPTForConditionalGeneration) -> None:
+        self.logits = torch.empty(0)
+        self.num_rows = 0
+        model.language_model.register_forward_hook(self.keep)
+
+    def keep(self, _module: object, _inputs: object, output: Any) -> None:
+        self.logits = output.logits
+        if self.logits.requires_grad:
+            self.logits.retain_grad()
+        self.num_rows += len(output.logits)
+
+
+def logits_alone(made: Made, sample: Sample, region: int, prompt_ids: list[int], answer: list[int]) -> Tensor:
+    """Return logits_TV of transformers' plain forward for one region of one image by itself, from the last prompt token on."""
+    model, processor = made
+    inputs = sample.inputs
+    zoom = inputs.zoom_region_index_Z
+    mine = None if zoom is None else (zoom == region).nonzero()[:, 0]
+    batch = to_device_batch(
+        [
+            replace(
+                inputs,
+                region_masks_RGG=inputs.region_masks_RGG[region : region + 1],
+                zoom_crops_Z4SS=None if mine is None or inputs.zoom_crops_Z4SS is None else inputs.zoom_crops_Z4SS[mine],
+                zoom_region_index_Z=None if mine is None else torch.zeros(len(mine), dtype=torch.long),
+            )
+        ],
+        processor,
+        CPU,
+    )
+    with torch.no_grad():
+        output = model(
+            input_ids=torch.tensor([[*prompt_ids, *answer[:-1]]]),
+            pixel_values=batch.pixels_B3SS,
+            region_masks=batch.region_masks_RGG,
+            zoom_pixels=batch.zoom_pixels_Z3SS,
+            zoom_masks=batch.zoom_masks_ZSS,
+            zoom_region_index=batch.zoom_region_index_Z,
+        )
+    return output.logits[0, len(prompt_ids) - 1 :]
+
+
+@pytest.mark.parametrize("text", ["llama", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("tokens_per_region", [1, 2])
+def test_packed_row_is_each_region_alone(tmp_path: Path, text: str, tokens_per_region: int) -> None:
+    """The block mask and the positions: every region's answer has the logits that the plain model gives it without its row-mates; the loss is their mean."""
+    made = tiny(text=text, tokens_per_region=tokens_per_region)
+    model, processor = made
+    made[0].eval()
+    step = TrainingStep(model, processor, stage("instruct"), NAMES)
+    samples = samples_of(tmp_path, processor, num_images=3)
+    samples = [replace(sample, seed=seed, names=sample.names[: 1 + i]) for i, (sample, seed) in enumerate(zip(samples, (1, 6, 4), strict=True))]
+    samples = [_with_regions(sample, len(sample.names)) for sample in samples]  # rows of 1, 2 and 3 regions: two are padded
+    tap = Tap(model)
+    result = step(samples)
+    packed_BTV = tap.logits.detach()
+    losses: list[Tensor] = []
+    right = 0
+    for row_TV, sample in zip(packed_BTV, samples, strict=True):
+        # An odd seed asks what labeling asks, an even one any question of the list.
+        question = CLASSIFY[0] if sample.seed % 2 else CLASSIFY[sample.seed % len(CLASSIFY)]
+        prompt = processor.prompt(question)
+        at = len(prompt.prefix_ids)
+        for region, name in enumerate(sample.names):
+            answer = processor.answer_ids(name)
+            wanted_TV = logits_alone(made, sample, region, [*prompt.prefix_ids, *prompt.suffix_ids], answer)
+            at += len(prompt.suffix_ids)
+            got_TV = row_TV[at - 1 : at + len(answer) - 1]
+            at += len(answer) - 1
+            assert torch.allclose(got_TV, wanted_TV, atol=1e-4), (name, float((got_TV - wanted_TV).abs().max()))
+            losses.append(F.cross_entropy(wanted_TV, torch.tensor(answer), reduction="none"))
+            right += int(wanted_TV.argmax(-1).tolist() == answer)
+    assert result.loss.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+    assert (result.num_right, result.num_regions) == (right, 6)
+
+
+def _with_regions(sample: Sample, count: int) -> Sample:
+    inputs = sample.inputs
+    assert inputs.zoom_crops_Z4SS is not None and inputs.zoom_region_index_Z is not None
+    kept = replace(
+        inputs,
+        region_masks_RGG=inputs.region_masks_RGG[:count],
+        zoom_crops_Z4SS=inputs.zoom_crops_Z4SS[:count],
+        zoom_region_index_Z=inputs.zoom_region_index_Z[:count],
+    )
+    return replace(sample, inputs=kept)
+
+
+def test_teacher_forcing_of_the_engine_s_own_answer_has_the_engine_s_probabilities(tmp_path: Path) -> None:
+    """Training's row and the labeling engine agree on every token of what the engine says."""
+    made = tiny()
+    model, processor = made
+    engine = Engine(model, processor, EngineOptions(max_new_tokens=4))
+    sample = replace(samples_of(tmp_path, processor, num_images=1)[0], seed=1)
+    said: list[list[int]] = []
+    engine.processor.decode_answer = lambda ids: said.append(list(ids)) or ""  # type: ignore[method-assign, func-returns-value]
+    decoded = engine.answer([sample.inputs])[0]
+    step = TrainingStep(model, processor, stage("instruct"), NAMES)
+    end = processor.tokenizer.eos_token_id
+    step.answer_ids = {name: [*ids, end] for name, ids in zip(sample.names, said, strict=True)}  # type: ignore[dict-item]
+    tap = Tap(model)
+    step([sample])
+    logprobs_TV = tap.logits[0].detach().log_softmax(-1)
+    at = len(step.prompts[0].prefix_ids)
+    for ids, answer in zip(said, decoded, strict=True):
+        at += len(step.prompts[0].suffix_ids)
+        forced = [float(logprobs_TV[at - 1 + i, token]) for i, token in enumerate(ids)]
+        assert forced == pytest.approx(list(answer.token_logprobs[: len(ids)]), abs=1e-4)
+        at += len(ids)
+    assert sum(map(len, said)) > 0
+
+
+def test_loss_is_on_the_answers_only(tmp_path: Path) -> None:
+    made = tiny()
+    step = training_step(made, stage("instruct"))
+    samples = samples_of(tmp_path, made[1])
+    tap = Tap(made[0])
+    step(samples).loss.backward()
+    assert tap.logits.grad is not None
+    num_answer_tokens = sum(len(made[1].answer_ids(name)) for sample in samples for name in sample.names)
+    assert int((tap.logits.grad.abs().sum(-1) > 0).sum()) == num_answer_tokens
+
+
+def test_align_weight_adds_the_align_loss(tmp_path: Path) -> None:
+    made = tiny()
+    samples = samples_of(tmp_path, made[1])
+    losses = {
+        weight: float(training_step(made, stage(objective, align_weight=weight))(samples).loss.detach())
+        for objective, weight in (("instruct", 0.0), ("instruct", 0.5))
+    }
+    align = float(training_step(made, stage("align"))(samples).loss.detach())
+    assert losses[0.5] == pytest.approx(losses[0.0] + 0.5 * align, rel=1e-5)
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("objective", ["align", "instruct"])
+@pytest.mark.parametrize("part", PARTS)
+def test_gradients_reach_the_named_part_and_no_other(tmp_path: Path, objective: str, part: str) -> None:
+    made = tiny()
+    step = training_step(made, stage(objective, learning_rates=rates(part, "zoom_connector"), batch_norm="trained"))
+    step(samples_of(tmp_path, made[1])).loss.backward()
+    reached = {name.split(".")[0] for name, parameter in made[0].named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    # Aligning makes no language model pass, and word embeddings are its fixed targets.
+    assert reached == {part, "zoom_connector"} - ({"language_model"} if objective == "align" else set())
+    freed = {name.split(".")[0] for name, parameter in made[0].named_parameters() if parameter.requires_grad}
+    assert freed == {part, "zoom_connector"}
+
+
+def test_the_longest_name_decides_a_learning_rate() -> None:
+    model, _ = tiny()
+    groups = _parameter_groups(model, stage(learning_rates={"language_model": 1e-3, "language_model.lm_head": 1e-5}))
+    by_rate: dict[Any, list[Any]] = {group["lr"]: list(group["params"]) for group in groups}  # type: ignore[call-overload]
+    assert [parameter is model.language_model.lm_head.weight for parameter in by_rate[1e-5]] == [True]
+    assert len(by_rate[1e-3]) == len(list(model.language_model.parameters())) - 1
+    assert all(group["peak_lr"] == group["lr"] for group in groups)
+
+
+def test_a_name_is_a_whole_component_not_the_beginning_of_a_word() -> None:
+    with pytest.raises(InputError, match="learning_rates: expected names of this model's weights, got 'language'"):
+        _parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "language")))
+
+
+def test_misspelt_part_is_refused_with_the_parts_there_are() -> None:
+    with pytest.raises(InputError, match="got 'conector'. Its parts: connector, language_model, refinement, vision_tower, zoom_connector"):
+        _parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "conector")))
+
+
+def test_parts_that_only_other_models_have_may_be_named_but_not_alone() -> None:
+    model, _ = tiny(zoom="off", refine=False)
+    named = rates("connector", "refinement", "region_connector", "zoom_connector")
+    assert len(_parameter_groups(model, stage(learning_rates=named))) == 1
+    with pytest.raises(InputError, match="got 'zoom_connector'"):
+        _parameter_groups(model, stage(learning_rates=rates("zoom_connector")))
+
+
+def statistics(model: RegionGPTForConditionalGeneration) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+
+
+@pytest.mark.parametrize(("batch_norm", "trained", "change"), [("trained", True, True), ("frozen", True, False), ("trained", False, False)])
+def test_batch_statistics_change_only_where_the_recipe_trains_them(tmp_path: Path, batch_norm: str, trained: bool, change: bool) -> None:
+    made = tiny()
+    parts = rates("connector", "zoom_connector", *(["vision_tower"] if trained else []))
+    step = training_step(made, stage(learning_rates=parts, batch_norm=batch_norm))
+    before = statistics(made[0])
+    samples = samples_of(tmp_path, made[1])
+    step(samples).loss.backward()
+    after = statistics(made[0])
+    assert before
+    assert any(not torch.equal(before[name], after[name]) for name in before) is change
+    made[0].eval()
+    before = statistics(made[0])
+    step.eval()(samples)  # validation changes nothing in any case
+    assert all(torch.equal(before[name], value) for name, value in statistics(made[0]).items())
+
+
+def test_whole_pictures_never_change_batch_statistics(tmp_path: Path) -> None:
+    made = tiny(zoom="off")
+    step = training_step(made, stage(learning_rates=rates("vision_tower", "connector"), batch_norm="trained"))
+    before = statistics(made[0])
+    step(samples_of(tmp_path, made[1])).loss.backward()
+    assert all(torch.equal(before[name], value) for name, value in statistics(made[0]).items())
+
+
+@pytest.mark.parametrize(
+    ("zoom", "through_image", "reached"), [("off", False, False), ("off", True, True), ("all", False, True), ("all", True, True)]
+)
+def test_gradients_reach_the_tower_through_the_paths_that_are_open(tmp_path: Path, zoom: str, through_image: bool, reached: bool) -> None:
+    made = tiny(zoom=zoom)
+    step = training_step(made, stage(learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image, batch_norm="trained"))
+    step(samples_of(tmp_path, made[1])).loss.backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in made[0].vision_tower.parameters()) is reached
+    # The connector learns from the whole picture in any case.
+    assert all(parameter.grad is not None for parameter in made[0].connector.parameters())
+
+
+def test_the_whole_picture_adds_its_own_gradient_to_that_of_the_crops(tmp_path: Path) -> None:
+    gradients = []
+    for through_image in (False, True):
+        made = tiny()
+        step = training_step(made, stage(learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image))
+        step(samples_of(tmp_path, made[1])).loss.backward()
+        gradients.append(made[0].vision_tower.stem[0].weight.grad)
+    assert gradients[0] is not None and gradients[1] is not None
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("objective", ["align", "instruct"])
+def test_batch_without_a_usable_picture_has_a_loss_of_zero_that_reaches_every_trained_weight(objective: str) -> None:
+    """A worker must meet the others at every step, or they would wait for it for ever."""
+    made = tiny()
+    step = training_step(made, stage(objective, learning_rates=rates(*PARTS)))
+    result = step([])
+    result.loss.backward()
+    assert (result.loss.item(), result.num_right, result.num_regions) == (0.0, 0, 0)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in made[0].parameters())
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_weights_in_float32(tmp_path: Path) -> None:
+    made = tiny()
+    samples = samples_of(tmp_path, made[1])
+    exact = training_step(made, stage("instruct"))(samples).loss
+    tap = Tap(made[0])
+    rounded = training_step(made, stage("instruct", dtype="bfloat16"))(samples).loss
+    rounded.backward()
+    assert tap.logits.dtype == torch.bfloat16
+    assert rounded.dtype == torch.float32
+    assert {parameter.dtype for parameter in made[0].parameters()} == {torch.float32}
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+# ---- schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    [
+        (0, 0.5),  # two steps of warm-up
+        (1, 1.0),
+        (2, 1.0),  # the cosine begins at its top
+        (4, (1 + math.sqrt(0.5)) / 2),  # cos(pi / 4)
+        (6, 0.5),
+        (8, (1 - math.sqrt(0.5)) / 2),
+        (9, 0.0380602),  # (1 + cos(7 pi / 8)) / 2
+    ],
+)
+def test_learning_rate_of_ten_steps_by_hand(step: int, share: float) -> None:
+    assert learning_rate_share(step, 10, 0.2) == pytest.approx(share, abs=1e-6)
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_learning_rate_rises_to_the_peak_then_falls_and_every_step_learns(num_steps: int, warmup: float) -> None:
+    shares = [learning_rate_share(step, num_steps, warmup) for step in range(num_steps)]
+    top = shares.index(max(shares))
+    assert max(shares) == 1.0
+    assert all(0 < share <= 1 for share in shares)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)

@@ -1,0 +1,411 @@
+"""The training loop: it learns, it resumes to the bit, LoRA ends as plain weights, and broken pictures do not stop it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rlabel.errors import InputError, RunError
+from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
+from rlabel.regiongpt.assembly import load_processor, save
+from rlabel.regiongpt.quantization import Precision, load_model
+from rlabel.training.dataset import BatchDataset, cap_per_category, load_corpus
+from rlabel.training.loop import (
+    LocalSurroundings,
+    Progress,
+    load_weights,
+    progress_text,
+    save_weights,
+    train,
+    write_model,
+)
+from rlabel.training.recipe import Recipe
+from train_factories import (
+    PARTS,
+    Files,
+    Killed,
+    Place,
+    edit,
+    labeled_corpus,
+    largest_difference,
+    recipe,
+    stage,
+    tiny,
+    tiny_folder,
+    weights,
+)
+
+ALL_PARTS = dict.fromkeys(PARTS, 1e-3)
+LORA = {"lora": {"rank": 2, "alpha": 4}, "learning_rates": {"connector": 1e-3, "language_model": 1e-2}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return labeled_corpus(tmp_path_factory.mktemp("corpus"), num_images=4)
+
+
+def place(folder: Path, die_at_report: int | None = None) -> Place:
+    folder.mkdir(exist_ok=True)
+    return Place(folder, die_at_report)
+
+
+def trained(job: Any, folder: Path) -> dict[str, torch.Tensor]:
+    return weights(train(job, place(folder))[0])
+
+
+# ---- learning
+
+
+def test_tiny_model_learns_three_pictures_by_heart(tmp_path: Path, model: Path) -> None:
+    files = labeled_corpus(tmp_path, num_images=3)
+    rates = dict.fromkeys(PARTS, 5e-3)
+    course = recipe(
+        stage("align", epochs=30, images_per_batch=3, learning_rates=rates, tower_through_image=False),
+        stage("instruct", epochs=60, images_per_batch=3, learning_rates=rates),
+    )
+    watched = place(tmp_path / "run")
+    made, processor = train(files.job(model, course, val_images_url=str(files.images), val_annotations_url=str(files.annotations)), watched)
+    by_stage = {name: [line for line in watched.progress if line.stage == name] for name in ("align", "instruct")}
+    assert by_stage["instruct"][0].loss > 1.0
+    assert by_stage["instruct"][-1].loss < 0.1
+    assert [lines[-1].train_accuracy for lines in by_stage.values()] == [1.0, 1.0]
+    assert [lines[-1].val_accuracy for lines in by_stage.values()] == [1.0, 1.0]
+    # ... and says the names freely, by the engine that labels.
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    samples = BatchDataset(corpus, processor, course.stages[1], 0, 0, 1)[0]
+    answers = Engine(made, processor, EngineOptions()).answer([sample.inputs for sample in samples])
+    assert [[answer.text for answer in image] for image in answers] == [list(sample.names) for sample in samples]
+
+
+def test_validation_counts_names_that_training_does_not_know_as_wrong(tmp_path: Path, model: Path, files: Files) -> None:
+    other = labeled_corpus(tmp_path, num_images=2)
+    edit(other, lambda content: [one.update(name=f"unheard {one['name']}") for one in content["categories"]])
+    course = recipe(stage("align", epochs=1), stage("instruct", epochs=1))
+    watched = place(tmp_path / "run")
+    train(files.job(model, course, val_images_url=str(other.images), val_annotations_url=str(other.annotations)), watched)
+    assert [line.val_accuracy for line in watched.progress] == [0.0, 0.0]
+
+
+def test_validation_does_not_change_what_is_learned(tmp_path: Path, model: Path, files: Files) -> None:
+    course = recipe(
+        stage("align", epochs=2, learning_rates=ALL_PARTS, batch_norm="trained", validate_every=1, augment={"keep": [0.0, 0.5]}),
+        stage("instruct", epochs=1, validate_every=1),
+    )
+    validated = files.job(model, course, val_images_url=str(files.images), val_annotations_url=str(files.annotations))
+    watched = place(tmp_path / "a")
+    left = weights(train(validated, watched)[0])
+    assert all(line.val_accuracy is not None for line in watched.progress)
+    assert largest_difference(left, trained(files.job(model, course), tmp_path / "b")) == 0
+
+
+def test_only_what_the_stage_names_changes(tmp_path: Path, model: Path, files: Files) -> None:
+    before = weights(model)
+    after = trained(files.job(model, recipe(stage("instruct", learning_rates={"zoom_connector": 1e-3}))), tmp_path / "run")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"zoom_connector"}
+
+
+def test_seed_decides_the_weights(tmp_path: Path, model: Path, files: Files) -> None:
+    course = recipe(stage("align", epochs=2))
+    first, again, other = (trained(files.job(model, course, seed=seed), tmp_path / name) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert largest_difference(first, again) == 0
+    assert largest_difference(first, other) > 0
+
+
+def test_batch_of_four_is_two_accumulated_batches_of_two(tmp_path: Path, model: Path, files: Files) -> None:
+    one = recipe(stage("align", epochs=3, images_per_batch=4, learning_rates=ALL_PARTS))
+    two = recipe(stage("align", epochs=3, images_per_batch=2, accumulate=2, learning_rates=ALL_PARTS))
+    start = weights(model)
+    left, right = trained(files.job(model, one), tmp_path / "a"), trained(files.job(model, two), tmp_path / "b")
+    assert largest_difference(left, start) > 1e-3
+    assert largest_difference(left, right) < 5e-5
+
+
+def test_recipe_s_cap_a_category_decides_what_is_trained_on(tmp_path: Path, model: Path) -> None:
+    files = labeled_corpus(tmp_path, num_images=8)
+    course = recipe(stage("align", images_per_batch=1, per_category=1, checkpoint_every=1))
+    corpus = cap_per_category(load_corpus(str(files.images), str(files.annotations)), 1, 0)
+    assert len(corpus.images) < 8
+    watched = place(tmp_path / "run")
+    train(files.job(model, course), watched)
+    assert watched.progress[-1].num_steps == len(corpus.images)
+
+
+def test_bfloat16_stage_learns_and_leaves_float32_weights(tmp_path: Path, model: Path, files: Files) -> None:
+    course = recipe(stage("align", epochs=15, images_per_batch=4, dtype="bfloat16", learning_rates=dict.fromkeys(PARTS, 3e-3), checkpoint_every=1))
+    watched = place(tmp_path / "run")
+    made, _ = train(files.job(model, course), watched)
+    assert watched.progress[-1].loss < watched.progress[0].loss / 3
+    assert {value.dtype for value in weights(made).values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_model_saved_in_half_precision_is_trained_in_float32_and_saved_again(tmp_path: Path, files: Files, dtype: torch.dtype) -> None:
+    made, processor = tiny()
+    write_model(made, processor, tmp_path / "half", dtype)
+    assert {value.dtype for value in weights(tmp_path / "half").values() if value.is_floating_point()} == {dtype}
+    after, processor = train(files.job(tmp_path / "half", recipe(stage("instruct"))), place(tmp_path / "run"))
+    assert {parameter.dtype for parameter in after.parameters()} == {torch.float32}
+    write_model(after, processor, tmp_path / "out", dtype)
+    assert next(load_model(tmp_path / "out", Precision(dtype="float32")).parameters()).dtype == torch.float32
+
+
+# ---- resuming
+
+COURSE = recipe(
+    stage("align", epochs=3, learning_rates=ALL_PARTS, batch_norm="trained", checkpoint_every=2, augment={"geometry": 1, "keep": [0.0, 0.5]}),
+    stage("instruct", epochs=2, checkpoint_every=2, **LORA),
+    stage("instruct", name="finish", epochs=2, weight_decay=0.1, warmup=0.5, checkpoint_every=3, augment={"colour": 1}),
+)
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made, processor = tiny()
+    made.config.text_config.attention_dropout = 0.3
+    folder = tmp_path_factory.mktemp("dropout") / "model"
+    save(made, processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, with_dropout: Path, files: Files) -> Place:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    watched = place(folder)
+    made, _ = train(files.job(with_dropout, COURSE), watched)
+    save_file(weights(made), folder / "model.safetensors")
+    return watched
+
+
+# Reports: align 2, 4, 6 (its end), instruct 2, 4 (its end), finish 3, 4 (its end).
+@pytest.mark.parametrize("deaths", [[1], [3], [4], [5], [6], [7], [2, 2, 1, 2]])
+def test_killed_training_ends_with_the_weights_of_an_undisturbed_one_to_the_bit(
+    tmp_path: Path, with_dropout: Path, files: Files, undisturbed: Place, deaths: list[int]
+) -> None:
+    assert undisturbed.steps == [("align", 2), ("align", 4), ("align", 6), ("instruct", 2), ("instruct", 4), ("finish", 3), ("finish", 4)]
+    job = files.job(with_dropout, COURSE)
+    done = 0
+    for reports in deaths:
+        dying = place(tmp_path, die_at_report=reports)
+        with pytest.raises(Killed):
+            train(job, dying)
+        done += reports
+        assert dying.steps == undisturbed.steps[done - reports : done]
+        torch.rand(3)  # another process has other random numbers behind it
+    after, _ = train(job, resumed := place(tmp_path))
+    assert resumed.steps == undisturbed.steps[done:]
+    assert largest_difference(weights(after), weights(undisturbed.folder)) == 0
+
+
+def test_dropout_is_really_on_in_these_runs(with_dropout: Path, files: Files, model: Path, tmp_path: Path) -> None:
+    course = recipe(stage("instruct"))
+    assert largest_difference(trained(files.job(with_dropout, course), tmp_path / "a"), trained(files.job(model, course), tmp_path / "b")) > 0
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    save_weights(tiny()[0], tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match="refinement.0.* does not fit"):
+        load_weights(tiny(refine=False)[0], tmp_path)
+    save_weights(tiny(refine=False)[0], tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match="refinement.0.* does not fit"):
+        load_weights(tiny()[0], tmp_path)
+
+
+@pytest.mark.parametrize("text", ["llama", "qwen2"])
+def test_checkpoint_keeps_tied_weights_once_and_gives_them_back(tmp_path: Path, text: str) -> None:
+    made, _ = tiny(text=text)
+    save_weights(made, tmp_path / "weights.safetensors")
+    other, _ = tiny(text=text, seed=1)
+    assert largest_difference(weights(made), weights(other)) > 0
+    load_weights(other, tmp_path)
+    assert largest_difference(weights(made), weights(other)) == 0
+
+
+# ---- LoRA
+
+
+def test_lora_trains_the_language_model_and_is_saved_as_plain_weights(
+    tmp_path: Path,
+    model: Path,
+    files: Files,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    course = recipe(stage("instruct", epochs=4, images_per_batch=4, checkpoint_every=1, **LORA))
+    watched = place(tmp_path / "run")
+    made, processor = train(files.job(model, course), watched)
+    assert watched.progress[-1].loss < watched.progress[0].loss
+    before, after = weights(model), weights(made)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    language = {name for name in changed if name.startswith("language_model.")}
+    assert {name.split(".")[0] for name in changed} == {"language_model", "connector"}
+    assert all("proj" in name for name in language)  # linear layers, neither embeddings nor norms nor the head
+    # Merged: the difference of every layer has the rank of the recipe.
+    for name in language:
+        assert torch.linalg.matrix_rank(after[name] - before[name], atol=1e-5) <= 2
+
+    write_model(made, processor, tmp_path / "out")
+    assert capfd.readouterr().err == ""
+    # What Python shows to users by default.
+    assert not [str(shown.message) for shown in recwarn if issubclass(shown.category, UserWarning | FutureWarning)]
+    monkeypatch.setitem(sys.modules, "peft", None)
+    loaded = load_model(tmp_path / "out")
+    assert weights(tmp_path / "out").keys() == weights(model).keys()
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    samples = BatchDataset(corpus, processor, course.stages[0], 0, 0, 1)[0][:1]
+    prompt = processor.prompt("Name <region>.")
+    batch = to_device_batch([sample.inputs for sample in samples], load_processor(str(tmp_path / "out")), torch.device("cpu"))
+    logits = []
+    for one in (made, loaded):
+        with torch.no_grad():
+            maps, image_tokens = one.encode_images(batch.pixels_B3SS)
+            regions = one.encode_regions(
+                maps, batch.region_masks_RGG, batch.region_image_index_R, batch.zoom_pixels_Z3SS, batch.zoom_masks_ZSS, batch.zoom_region_index_Z
+            )
+            ids = torch.tensor([[*prompt.prefix_ids, *prompt.suffix_ids]])
+            logits.append(one.language_model(inputs_embeds=one.embed_prompt(ids, image_tokens, regions[:1])).logits)
+    assert torch.equal(logits[0], logits[1])
+
+
+# ---- what goes wrong
+
+
+def test_broken_pictures_are_counted_and_do_not_stop_the_training(tmp_path: Path, model: Path) -> None:
+    files = labeled_corpus(tmp_path, num_images=4)
+    for name in ("1.png", "3.png"):
+        (files.images / name).write_bytes(b"no picture")
+    course = recipe(stage("align", epochs=2, images_per_batch=1, checkpoint_every=4), stage("instruct", images_per_batch=4))
+    watched = place(tmp_path / "run")
+    made, _ = train(files.job(model, course), watched)
+    assert [(line.stage, line.step, line.num_unusable) for line in watched.progress] == [("align", 4, 2), ("align", 8, 2), ("instruct", 1, 2)]
+    assert all(math.isfinite(line.loss) and line.loss > 0 for line in watched.progress)
+    assert all(bool(value.isfinite().all()) for value in weights(made).values())
+    assert "2 pictures unusable" in progress_text(watched.progress[0])
+
+
+def test_gradients_that_are_not_finite_end_the_training_with_advice(tmp_path: Path, model: Path, files: Files) -> None:
+    course = recipe(stage("instruct", epochs=20, learning_rates={"connector": 1e30}, clip_norm=1e30))
+    with pytest.raises(RunError, match="stage instruct, step [0-9]+: expected finite gradients.*Lower the learning rates"):
+        train(files.job(model, course), place(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "expected whole safetensors"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "got 'llama'"),
+        (lambda folder: (folder / "config.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "--model"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "--model"),
+        (lambda folder: _drop_weights(folder, "zoom_connector"), "lack 6 of the weights"),
+        (lambda folder: _tower_of_kind(folder, "nosuchtower"), "--model"),
+    ],
+)
+def test_unusable_model_folder_is_told_in_one_short_sentence(tmp_path: Path, files: Files, break_it: Callable[[Path], None], told: str) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    break_it(folder)
+    with pytest.raises(InputError, match=told) as caught:
+        train(files.job(folder, recipe(stage())), place(tmp_path / "run"))
+    assert len(str(caught.value)) < 700
+    assert "\n" not in str(caught.value)
+
+
+def _drop_weights(folder: Path, part: str) -> None:
+    kept = {name: value for name, value in weights(folder).items() if not name.startswith(part)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _tower_of_kind(folder: Path, kind: str) -> None:
+    """transformers answers an unknown kind with a list of some hundred kinds that it knows."""
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["model_type"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+# ---- what it leaves behind
+
+
+def test_loop_keeps_no_tensors_from_step_to_step(tmp_path: Path, model: Path, files: Files) -> None:
+    counts: list[int] = []
+
+    class Counting(Place):
+        def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
+            gc.collect()
+            counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+
+    course = recipe(stage("instruct", epochs=6, images_per_batch=1, checkpoint_every=4, align_weight=0.5))
+    (tmp_path / "run").mkdir()
+    train(files.job(model, course), Counting(tmp_path / "run"))
+    assert len(counts) == 6
+    assert len(set(counts[1:])) == 1
+
+
+def test_loader_processes_end_with_the_stage_and_change_nothing(tmp_path: Path, model: Path, files: Files) -> None:
+    course = recipe(stage("align", epochs=2, augment={"geometry": 1, "colour": 1}))
+    left = trained(files.job(model, course, num_loader_workers=2), tmp_path / "a")
+    assert multiprocessing.active_children() == []
+    assert largest_difference(left, trained(files.job(model, course), tmp_path / "b")) == 0
+
+
+def test_job_can_be_sent_to_workers(files: Files, model: Path) -> None:
+    job = files.job(model, COURSE, seed=3)
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert isinstance(job.recipe, Recipe)
+
+
+LINE = Progress(stage="align", step=20, num_steps=100, loss=1.23456, train_accuracy=0.5, regions_per_s=33.3)
+
+
+def test_progress_is_a_line_that_a_person_can_read() -> None:
+    assert progress_text(LINE) == "align 20/100  loss 1.235  train 50.0 %  33 regions/s"
+
+
+def test_local_run_keeps_its_two_newest_checkpoints_and_every_progress_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    local = LocalSurroundings(tmp_path / "run", torch.device("cpu"), said.append)
+    assert local.restore() is None
+
+    def write(content: str) -> Callable[[Path], None]:
+        def writer(folder: Path) -> None:
+            folder.mkdir(parents=True)
+            (folder / "trainer.json").write_text(content)
+
+        return writer
+
+    for number in range(4):
+        local.report(LINE, write(str(number)))
+        local.report(LINE, None)
+    assert sorted(path.name for path in (tmp_path / "run").glob("*")) == ["checkpoint-000002", "checkpoint-000003", "progress.jsonl"]
+    (tmp_path / "run" / ".writing").mkdir()  # a process was killed here
+    (tmp_path / "run" / ".writing" / "old").touch()
+    again = LocalSurroundings(tmp_path / "run", torch.device("cpu"), said.append)
+    newest = again.restore()
+    assert newest is not None
+    assert (newest / "trainer.json").read_text() == "3"
+    again.report(LINE, write("4"))
+    assert [path.name for path in again._checkpoints()] == ["checkpoint-000003", "checkpoint-000004"]
+    assert not (tmp_path / "run" / "checkpoint-000004" / "old").exists()
+    assert len(said) == len((tmp_path / "run" / "progress.jsonl").read_text().splitlines()) == 9
+
+
+def test_local_run_without_a_folder_keeps_nothing(tmp_path: Path, model: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(files.job(model, recipe(stage())), LocalSurroundings(None, torch.device("cpu"), lambda line: None))
+    assert list(tmp_path.iterdir()) == []
