@@ -38,7 +38,9 @@ def main(images: str, regions: str, model: str, num_images: int, rounds: int, th
     logging.disable_progress_bar()
     folder = str(resolve(model))
     processor = load_processor(folder)
-    loaded = load_model(folder, Precision(quantization="none", double_quantization=False, dtype="float32", compute_dtype=None), "cpu")
+    loaded = load_model(
+        folder, Precision(quantization="none", double_quantization=False, dtype="float32", compute_dtype=None), "cpu"
+    )
     engine = Engine(loaded, processor, EngineOptions())
     inputs = _inputs(images, regions, num_images, processor)
     num_regions = sum(len(item.region_masks_RGG) for item in inputs)
@@ -46,7 +48,12 @@ def main(images: str, regions: str, model: str, num_images: int, rounds: int, th
     ratios = []
     for number in range(rounds):
         started = time.perf_counter()
-        fast = [decoded.text for start in range(0, len(inputs), 8) for image in engine.answer(inputs[start : start + 8]) for decoded in image]
+        fast = [
+            decoded.text
+            for start in range(0, len(inputs), 8)
+            for image in engine.answer(inputs[start : start + 8])
+            for decoded in image
+        ]
         fast_s = time.perf_counter() - started
         started = time.perf_counter()
         plain = [text for item in inputs for text in _plain(engine, item)]
@@ -67,7 +74,9 @@ def _inputs(images: str, regions: str, num_images: int, processor: object) -> li
         for record in corpus.images(num_images):
             prepared = prepare_image(store, record, Limits())
             if prepared.pixels_HWC is not None:
-                found.append(processor.image_processor.prepare(prepared.pixels_HWC, [region.mask for region in prepared.regions]))  # type: ignore[attr-defined]
+                found.append(
+                    processor.image_processor.prepare(prepared.pixels_HWC, [region.mask for region in prepared.regions])
+                )  # type: ignore[attr-defined]
     return found
 
 

@@ -32,7 +32,9 @@ def main() -> None:
 @click.option("--provenance")
 @click.option("--model", default="embedded")
 @click.option("--threads", default=2)
-def quantization(images: str, regions: str, vocabulary: str, truth: str, provenance: str | None, model: str, threads: int) -> None:
+def quantization(
+    images: str, regions: str, vocabulary: str, truth: str, provenance: str | None, model: str, threads: int
+) -> None:
     """none, int8, nf4 and bfloat16 on the same corpus."""
     ways = {
         "none, float32": [],
@@ -42,11 +44,24 @@ def quantization(images: str, regions: str, vocabulary: str, truth: str, provena
         "nf4, bfloat16": ["--quantization", "nf4", "--dtype", "bfloat16"],
     }
     base_texts: dict[str, str] = {}
-    print(f"{'':18}{'top-1':>8}{'unseen':>8}{'coverage':>10}{'same text':>11}{'regions/s':>11}{'peak MB':>9}{'model MB':>10}")
+    print(
+        f"{'':18}{'top-1':>8}{'unseen':>8}{'coverage':>10}{'same text':>11}{'regions/s':>11}{'peak MB':>9}{'model MB':>10}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, flags) in enumerate(ways.items()):
             out = str(Path(folder) / f"run{number}")
-            arguments = ["--images", images, "--regions", regions, "--vocabulary", vocabulary, "--model", model, "--out", out]
+            arguments = [
+                "--images",
+                images,
+                "--regions",
+                regions,
+                "--vocabulary",
+                vocabulary,
+                "--model",
+                model,
+                "--out",
+                out,
+            ]
             measured = _child([*arguments, "--cpus-per-actor", str(threads), *flags])
             from rlabel.evaluation.evaluate import evaluate_run
 
@@ -76,10 +91,22 @@ def memory(images: str, regions: str, vocabulary: str, model: str, times: int, t
         _repeat(Path(regions), repeated, times)
         for name, file in (("once", regions), (f"{times} times", str(repeated))):
             out = str(Path(folder) / name.replace(" ", "-"))
-            arguments = ["--images", images, "--regions", file, "--vocabulary", vocabulary, "--model", model, "--out", out]
+            arguments = [
+                "--images",
+                images,
+                "--regions",
+                file,
+                "--vocabulary",
+                vocabulary,
+                "--model",
+                model,
+                "--out",
+                out,
+            ]
             measured = _child([*arguments, "--cpus-per-actor", str(threads)])
             print(
-                f"{name:10} {measured['regions']:>7} regions, {measured['regions_per_s']:.1f} regions/s, peak {measured['peak_mb']:.0f} MB", flush=True
+                f"{name:10} {measured['regions']:>7} regions, {measured['regions_per_s']:.1f} regions/s, peak {measured['peak_mb']:.0f} MB",
+                flush=True,
             )
 
 
@@ -105,7 +132,16 @@ def child(flags: tuple[str, ...]) -> None:
     seconds = time.perf_counter() - sizes.pop("labeling_since")
     counts = json.loads((Path(flags[flags.index("--out") + 1]) / "status.json").read_text())
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak_mb": peak_mb, "regions": counts["regions_done"], "regions_per_s": counts["regions_done"] / seconds, **sizes}))
+    print(
+        json.dumps(
+            {
+                "peak_mb": peak_mb,
+                "regions": counts["regions_done"],
+                "regions_per_s": counts["regions_done"] / seconds,
+                **sizes,
+            }
+        )
+    )
 
 
 def _child(flags: list[str]) -> dict[str, float]:
@@ -130,7 +166,9 @@ def _repeat(source: Path, target: Path, times: int) -> None:
     step = 1 + max([row["id"] for row in corpus["images"]] + [row["id"] for row in corpus["annotations"]])
     images = [{**row, "id": row["id"] + copy * step} for copy in range(times) for row in corpus["images"]]
     regions = [
-        {**row, "id": row["id"] + copy * step, "image_id": row["image_id"] + copy * step} for copy in range(times) for row in corpus["annotations"]
+        {**row, "id": row["id"] + copy * step, "image_id": row["image_id"] + copy * step}
+        for copy in range(times)
+        for row in corpus["annotations"]
     ]
     target.write_text(json.dumps({"images": images, "annotations": regions}))
 

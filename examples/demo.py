@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from rlabel.cli.label import run_label
+from rlabel.cli.options import share_cores
 from rlabel.cli.train import run_train
 from rlabel.cluster.session import ray_session
 from rlabel.config import LabelSettings, TrainSettings
@@ -25,12 +26,21 @@ OUT = Path("demo-run")
 
 
 def main() -> None:
+    share_cores()
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     with ray_session(None, num_cpus=3):
         label("before", None)
-        step("fine-tune on the 80 labeled scenes", f"rlabel train --images {rel('train/images')} --annotations {rel('train/instances.json')} --out {OUT}/tuned")
-        run_train(TrainSettings(images=str(SAMPLE / "train/images"), annotations=str(SAMPLE / "train/instances.json"), out=str(OUT / "tuned"), cpus_per_worker=2))
+        command = (
+            f"rlabel train --images {rel('train/images')} --annotations {rel('train/instances.json')} --out {OUT}/tuned"
+        )
+        step("fine-tune on the 80 labeled scenes", command)
+        settings = {
+            "images": str(SAMPLE / "train/images"),
+            "annotations": str(SAMPLE / "train/instances.json"),
+            "out": str(OUT / "tuned"),
+        }
+        run_train(TrainSettings.model_validate(settings | {"cpus_per_worker": 2}))
         label("after", OUT / "tuned")
     before, after = evaluate("before"), evaluate("after")
     paths = write_report(str(OUT / "after"), str(SAMPLE / "val/images"), str(SAMPLE / "val/instances.json"), after)
@@ -50,7 +60,11 @@ def label(name: str, model: Path | None) -> None:
         "vocabulary": str(SAMPLE / "vocabulary.json"),
         "out": str(OUT / name),
     }
-    run_label(LabelSettings.model_validate(settings | ({"model": str(model)} if model else {}) | {"num_actors": 2, "images_per_shard": 8}))
+    run_label(
+        LabelSettings.model_validate(
+            settings | ({"model": str(model)} if model else {}) | {"num_actors": 2, "images_per_shard": 8}
+        )
+    )
 
 
 def evaluate(name: str) -> Evaluation:
@@ -75,7 +89,10 @@ def table(before: Evaluation, after: Evaluation) -> None:
         ("regions labeled", str(before.num_labeled), str(after.num_labeled)),
         ("  abstained", str(before.num_abstained), str(after.num_abstained)),
         ("  failed", str(before.num_failed), str(after.num_failed)),
-        ("regions/s, start of the actors included", *(f"{rate.regions_per_s:.1f}" if rate and rate.regions_per_s else "-" for rate in rates)),
+        (
+            "regions/s, start of the actors included",
+            *(f"{rate.regions_per_s:.1f}" if rate and rate.regions_per_s else "-" for rate in rates),
+        ),
     ]
     print(f"\n{'':42}{'before':>14}{'after fine-tuning':>20}")
     for name, *values in rows:

@@ -22,7 +22,13 @@ from rlabel.run.job import check_files
 @click.option("--num-workers", type=int, help="Training workers.")
 @ends_cleanly
 def train_then_label(
-    config: str | None, train_images: str, annotations: str, tuned: str, recipe: str | None, num_workers: int | None, **flags: Any
+    config: str | None,
+    train_images: str,
+    annotations: str,
+    tuned: str,
+    recipe: str | None,
+    num_workers: int | None,
+    **flags: Any,
 ) -> None:
     """Fine-tune, then label.
 

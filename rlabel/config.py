@@ -27,7 +27,12 @@ def _whole_above_one(gpus: float) -> float:
 # Ray takes no 1.5 GPUs.
 Gpus = Annotated[
     float,
-    Field(ge=-1, le=1024, allow_inf_nan=False, json_schema_extra={"anyOf": [{"minimum": 0, "maximum": 1}, {"multipleOf": 1}]}),
+    Field(
+        ge=-1,
+        le=1024,
+        allow_inf_nan=False,
+        json_schema_extra={"anyOf": [{"minimum": 0, "maximum": 1}, {"multipleOf": 1}]},
+    ),
     AfterValidator(_whole_above_one),
 ]
 
@@ -47,7 +52,9 @@ class LabelSettings(_Settings):
     vocabulary: str = Field(description="target names: JSON, COCO or LVIS categories, or a text file")
     out: str = Field(description="run directory, made or continued")
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
-    embedder: str | None = Field(None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out")
+    embedder: str | None = Field(
+        None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out"
+    )
 
     question: str | None = Field(None, pattern="<region>", description="asked of every region; holds <region>")
     max_new_tokens: int = Field(24, ge=1, le=1024)
@@ -61,20 +68,30 @@ class LabelSettings(_Settings):
     double_quantization: bool = True
     dtype: Dtype = "float32"
     compute_dtype: Dtype | None = Field(None, description="of quantized layers; dtype if left out")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", description="auto: the GPU that Ray gave the actor, else the CPU")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="auto: the GPU that Ray gave the actor, else the CPU",
+    )
 
     images_per_shard: int = Field(16, ge=1)
     max_regions_per_shard: int = Field(512, ge=1)
     max_regions_per_batch: int = Field(64, ge=1)
     num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on CPUs")
     gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
-    cpus_per_actor: int = Field(1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray")
-    address: str | None = Field(None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset")
+    cpus_per_actor: int = Field(
+        1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray"
+    )
+    address: str | None = Field(
+        None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset"
+    )
     no_ray: bool = Field(False, description="label in this process")
     max_attempts: int = Field(3, ge=1, le=20)
     shard_timeout_s: float = Field(3600.0, gt=0)
     wait_for_actors_s: float = Field(600.0, gt=0)
-    max_failure_rate: float = Field(0.5, ge=0, le=1, description="a larger share of failed regions ends with exit code 3")
+    max_failure_rate: float = Field(
+        0.5, ge=0, le=1, description="a larger share of failed regions ends with exit code 3"
+    )
     results_files: bool = Field(False, description="also write labels.bbox.json and labels.segm.json")
     heartbeat_s: float = Field(10.0, gt=0)
 
@@ -154,11 +171,15 @@ def _read_yaml(kind: type[_Settings], config_file: str) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}.") from error
+        raise UsageError(
+            f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}."
+        ) from error
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise UsageError(f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines.")
+        raise UsageError(
+            f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines."
+        )
     values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
     try:
         validate(values, kind.schema_name, f"--config {config_file}")

@@ -57,7 +57,9 @@ def _tokenizer_json() -> str:
     return str(bpe.to_str())
 
 
-def tokenizer(chat_template: str | None = None, special: Sequence[str] = ("<image>", "<region>")) -> PreTrainedTokenizerFast:
+def tokenizer(
+    chat_template: str | None = None, special: Sequence[str] = ("<image>", "<region>")
+) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE of 400 tokens learned from a few names and the questions."""
     from tokenizers import Tokenizer
 
@@ -87,7 +89,13 @@ def lite_config(**more: Any) -> EfficientNetLiteConfig:
     return EfficientNetLiteConfig(stem_channels=8, stages=stages, head_channels=24, **more)
 
 
-_VIT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
+_VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+}
 
 
 def vision_config(kind: str, image_size: int = 32) -> PretrainedConfig:
@@ -96,9 +104,13 @@ def vision_config(kind: str, image_size: int = 32) -> PretrainedConfig:
         "clip": lambda: CLIPVisionConfig(**_VIT, image_size=image_size),
         "siglip": lambda: SiglipVisionConfig(**_VIT, image_size=image_size),
         "dinov2": lambda: Dinov2Config(**{**_VIT, "mlp_ratio": 2}, image_size=image_size),
-        "dinov2_registers": lambda: Dinov2WithRegistersConfig(**{**_VIT, "mlp_ratio": 2}, num_register_tokens=3, image_size=image_size),
+        "dinov2_registers": lambda: Dinov2WithRegistersConfig(
+            **{**_VIT, "mlp_ratio": 2}, num_register_tokens=3, image_size=image_size
+        ),
         "convnext": lambda: ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=image_size),
-        "resnet": lambda: ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic"),
+        "resnet": lambda: ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic"
+        ),
         "lite": lambda: lite_config(image_size=image_size),
     }
     config = makers[kind]()
@@ -126,14 +138,27 @@ def text_config(kind: str = "llama", **more: Any) -> PretrainedConfig:
 
 
 def model(
-    vision: str = "lite", text: str = "llama", seed: int = 0, image_size: int = 64, text_fields: Mapping[str, Any] | None = None, **more: Any
+    vision: str = "lite",
+    text: str = "llama",
+    seed: int = 0,
+    image_size: int = 64,
+    text_fields: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> RegionGPTForConditionalGeneration:
     """Return a RegionGPT in eval mode whose regions look different to its language model. more: fields of RegionGPTConfig."""
     register()
     torch.manual_seed(seed)
-    fields: dict[str, Any] = {"vision_feature_layer": -4 if vision == "lite" else -2, "image_token_id": 3, "region_token_id": 4, **more}
+    fields: dict[str, Any] = {
+        "vision_feature_layer": -4 if vision == "lite" else -2,
+        "image_token_id": 3,
+        "region_token_id": 4,
+        **more,
+    }
     config = RegionGPTConfig(
-        vision_config=vision_config(vision, image_size), text_config=text_config(text, **(text_fields or {})), image_size_px=image_size, **fields
+        vision_config=vision_config(vision, image_size),
+        text_config=text_config(text, **(text_fields or {})),
+        image_size_px=image_size,
+        **fields,
     )
     made = RegionGPTForConditionalGeneration(config)
     with torch.no_grad():
@@ -143,7 +168,9 @@ def model(
     return made.eval()
 
 
-def processor(made: RegionGPTForConditionalGeneration, zoom: str = "off", chat_template: str | None = None, **more: Any) -> RegionGPTProcessor:
+def processor(
+    made: RegionGPTForConditionalGeneration, zoom: str = "off", chat_template: str | None = None, **more: Any
+) -> RegionGPTProcessor:
     """Return the processor that fits a model. more: fields of RegionGPTImageProcessor."""
     size = made.config.image_size_px
     with torch.no_grad():
@@ -151,7 +178,10 @@ def processor(made: RegionGPTForConditionalGeneration, zoom: str = "off", chat_t
     fields: dict[str, Any] = {"zoom_size_px": 32, **more}
     images = RegionGPTImageProcessor(image_size_px=size, mask_side=maps.shape[-1], zoom=zoom, **fields)  # type: ignore[arg-type]
     return RegionGPTProcessor(
-        images, tokenizer(chat_template), num_image_tokens=image_tokens.shape[1], tokens_per_region=made.config.tokens_per_region
+        images,
+        tokenizer(chat_template),
+        num_image_tokens=image_tokens.shape[1],
+        tokens_per_region=made.config.tokens_per_region,
     )
 
 
@@ -193,8 +223,12 @@ def save_clip_pair(folder: Path) -> Any:
     from transformers import CLIPModel, CLIPTextConfig
 
     torch.manual_seed(1)
-    text = CLIPTextConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    made = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision_config("clip").to_dict(), projection_dim=8))
+    text = CLIPTextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    made = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision_config("clip").to_dict(), projection_dim=8)
+    )
     made.save_pretrained(folder)
     return made
 
@@ -214,5 +248,7 @@ def save_language(folder: Path, kind: str = "llama", **more: Any) -> Any:
     made = AutoModelForCausalLM.from_config(text_config(kind, **more))
     made.save_pretrained(folder)
     plain = _tokenizer_json().replace("<image>", "<unused-1>").replace("<region>", "<unused-2>")
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(plain), bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(plain), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder)
     return made

@@ -25,7 +25,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("clip", "siglip", "convnext"):
         factory.save_tower(folder / kind, kind)
     factory.save_language(folder / "llama")
-    factory.save_language(folder / "qwen2", "qwen2", vocab_size=512)  # more rows than its tokenizer has tokens, as Qwen's
+    factory.save_language(
+        folder / "qwen2", "qwen2", vocab_size=512
+    )  # more rows than its tokenizer has tokens, as Qwen's
     return folder
 
 
@@ -38,7 +40,10 @@ def test_a_model_is_assembled_saved_and_answers(parts: Path, tmp_path: Path, vis
     loaded, loaded_processor = load_model(tmp_path), load_processor(str(tmp_path))
     inputs = factory.random_inputs(loaded_processor, [3, 1])
     options = EngineOptions(max_new_tokens=4)
-    first, second = Engine(model, processor, options).answer(inputs), Engine(loaded, loaded_processor, options).answer(inputs)
+    first, second = (
+        Engine(model, processor, options).answer(inputs),
+        Engine(loaded, loaded_processor, options).answer(inputs),
+    )
     assert first == second and [len(image) for image in first] == [3, 1]
 
 
@@ -93,7 +98,11 @@ def test_fresh_connectors_speak_as_loud_as_words(parts: Path) -> None:
 
 def test_the_published_mean_and_deviation_are_used_where_a_folder_has_them(parts: Path, tmp_path: Path) -> None:
     factory.save_tower(tmp_path, "siglip")
-    published = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    published = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
     part = load_vision(str(tmp_path))
     assert part.mean == (0.1, 0.2, 0.3) and part.std == (0.4, 0.5, 0.6) and part.image_size_px == 32
@@ -101,10 +110,16 @@ def test_the_published_mean_and_deviation_are_used_where_a_folder_has_them(parts
 
 def test_options_say_what_they_make(parts: Path) -> None:
     model, processor = assemble(
-        str(parts / "siglip"), str(parts / "llama"), AssemblyOptions(image_tokens_per_side=3, merge_size=2, tokens_per_region=4, refine=False)
+        str(parts / "siglip"),
+        str(parts / "llama"),
+        AssemblyOptions(image_tokens_per_side=3, merge_size=2, tokens_per_region=4, refine=False),
     )
     assert model.config.connector == "separate" and model.config.zoom_feature_layers == []
-    assert processor.num_image_tokens == 4 and processor.tokens_per_region == 4 and processor.image_processor.mask_side == 4
+    assert (
+        processor.num_image_tokens == 4
+        and processor.tokens_per_region == 4
+        and processor.image_processor.mask_side == 4
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         AssemblyOptions().seed = 1  # type: ignore[misc]
 

@@ -21,7 +21,9 @@ COLOURS = ("colour", "grey", "blur", "outline")
 
 
 def crops(count: int = 6, size: int = 24, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, 4, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (count, 4, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def changed(augment: Augment, seed: int = 1, size: int = 24) -> Tensor:

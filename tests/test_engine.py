@@ -29,7 +29,9 @@ def engine(text: str = "llama", zoom: str = "small", **options: object) -> Engin
     return Engine(*made(text, zoom), EngineOptions(max_new_tokens=NEW_TOKENS, **options))  # type: ignore[arg-type]
 
 
-def generate_one(model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, item: RegionInputs, region: int) -> list[int]:
+def generate_one(
+    model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, item: RegionInputs, region: int
+) -> list[int]:
     """Return the new token ids that transformers' own greedy generate gives for one region of one image."""
     prompt = processor.prompt(CLASSIFY[0])
     zoom = {}
@@ -100,7 +102,10 @@ def test_batch_mates_change_nothing(text: str) -> None:
 def test_the_other_regions_of_an_image_change_nothing() -> None:
     item = factory.random_inputs(made("llama", "off")[1], [6], seed=4)[0]
     together = engine(zoom="off").answer([item])[0]
-    alone = [engine(zoom="off").answer([replace(item, region_masks_RGG=item.region_masks_RGG[i : i + 1])])[0][0] for i in range(6)]
+    alone = [
+        engine(zoom="off").answer([replace(item, region_masks_RGG=item.region_masks_RGG[i : i + 1])])[0][0]
+        for i in range(6)
+    ]
     assert_alike([together], [alone])
 
 

@@ -12,6 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from rlabel.errors import InputError, RunError
+from rlabel.records import JsonObject, JsonValue, Outcome, ShardResult
+from rlabel.run.directory import RunDirectory
+from rlabel.run.merge import MergeCounts
+from rlabel.schema_files import validate
+from rlabel.storage import Store
 from run_factories import (
     CATEGORIES,
     abstention,
@@ -26,13 +33,6 @@ from run_factories import (
     region,
     shard_result,
 )
-
-from rlabel.errors import InputError, RunError
-from rlabel.records import JsonObject, JsonValue, Outcome, ShardResult
-from rlabel.run.directory import RunDirectory
-from rlabel.run.merge import MergeCounts
-from rlabel.schema_files import validate
-from rlabel.storage import Store
 
 FILES = ("labels.json", "abstained.jsonl", "failures.jsonl", "labels.bbox.json", "labels.segm.json")
 RESULTS = [shard_result(index) for index in range(4)]

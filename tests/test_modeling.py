@@ -17,7 +17,9 @@ from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 import model_factories as factory  # isort: skip
 
 
-def model_inputs(made: RegionGPTProcessor, item: RegionInputs, question: str = "Name the object in <region>.") -> dict[str, Tensor]:
+def model_inputs(
+    made: RegionGPTProcessor, item: RegionInputs, question: str = "Name the object in <region>."
+) -> dict[str, Tensor]:
     """Return what `forward` and `generate` take for one image whose first region is asked about."""
     prompt = made.prompt(question)
     inputs = {
@@ -34,15 +36,17 @@ def model_inputs(made: RegionGPTProcessor, item: RegionInputs, question: str = "
 def without_dtype(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration without the dtype, paths and class names that transformers notes in it at loading and saving."""
     passing = ("dtype", "_name_or_path", "architectures", "transformers_version")
-    return {key: without_dtype(value) if isinstance(value, dict) else value for key, value in config.items() if key not in passing}
+    return {
+        key: without_dtype(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in passing
+    }
 
 
 # ---- towers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "num_extra"), [("clip", 1), ("siglip", 0), ("dinov2", 1), ("dinov2_registers", 4)]
-)
+@pytest.mark.parametrize(("kind", "num_extra"), [("clip", 1), ("siglip", 0), ("dinov2", 1), ("dinov2_registers", 4)])
 def test_patch_tokens_are_laid_as_their_grid_without_class_and_register_tokens(kind: str, num_extra: int) -> None:
     made = factory.model(kind, image_size=48, refine=False)
     pixels = torch.randn(2, 3, 48, 48)
@@ -148,7 +152,10 @@ def test_zoomed_crops_join_the_tokens_of_the_regions_they_name_only() -> None:
     zoomed = made.encode_regions(maps, masks, index, crops, crop_masks, torch.tensor([1]))
     assert torch.equal(zoomed[[0, 2]], plain[[0, 2]])
     states = made.vision_tower(pixel_values=crops).hidden_states
-    halves = [torch.cat([states[-4][0, :, :, half].mean((1, 2)), states[-1][0, :, :, 0].mean(1)]) for half in (slice(0, 1), slice(1, 2))]
+    halves = [
+        torch.cat([states[-4][0, :, :, half].mean((1, 2)), states[-1][0, :, :, 0].mean(1)])
+        for half in (slice(0, 1), slice(1, 2))
+    ]
     # Strides 16 and 32 of 32 px: a 2 x 2 map, whose halves are its columns, and a single cell, which both parts take whole.
     torch.testing.assert_close(zoomed[1] - plain[1], made.zoom_connector(torch.stack(halves)), atol=1e-4, rtol=1e-4)
 
@@ -198,7 +205,12 @@ def test_inputs_that_would_be_dropped_are_an_error() -> None:
         made(input_ids=torch.tensor([[1, 10]]), region_masks=torch.ones(1, 16, 16))
     with pytest.raises(InputError, match="no zoom tokens"):
         made.encode_regions(
-            torch.zeros(1, 16, 16, 16), torch.ones(1, 16, 16), torch.tensor([0]), torch.zeros(1, 3, 32, 32), torch.ones(1, 32, 32), torch.tensor([0])
+            torch.zeros(1, 16, 16, 16),
+            torch.ones(1, 16, 16),
+            torch.tensor([0]),
+            torch.zeros(1, 3, 32, 32),
+            torch.ones(1, 32, 32),
+            torch.tensor([0]),
         )
     with pytest.raises(InputError, match="16 cells a side.*got 9"):
         made.encode_regions(torch.zeros(1, 16, 16, 16), torch.ones(1, 9, 9), torch.tensor([0]))
@@ -218,7 +230,9 @@ def test_inputs_that_would_be_dropped_are_an_error() -> None:
         ("resnet", "llama", {}),
     ],
 )
-def test_saving_and_loading_is_bit_exact_also_through_the_auto_classes(tmp_path: Path, vision: str, text: str, fields: dict[str, Any]) -> None:
+def test_saving_and_loading_is_bit_exact_also_through_the_auto_classes(
+    tmp_path: Path, vision: str, text: str, fields: dict[str, Any]
+) -> None:
     made = factory.model(vision, text, **fields)
     helper = factory.processor(made, zoom="all" if fields.get("zoom_feature_layers") else "off")
     made.save_pretrained(tmp_path)
@@ -228,13 +242,20 @@ def test_saving_and_loading_is_bit_exact_also_through_the_auto_classes(tmp_path:
     assert type(again) is RegionGPTForConditionalGeneration
     state, loaded = made.state_dict(), again.state_dict()
     assert state.keys() == loaded.keys() and all(torch.equal(state[name], loaded[name]) for name in state)
-    buffers, loaded_buffers = dict(made.named_buffers()), dict(again.named_buffers())  # rotary tables are in no state dict
-    assert buffers.keys() == loaded_buffers.keys() and all(torch.equal(buffers[name], loaded_buffers[name]) for name in buffers)
+    buffers, loaded_buffers = (
+        dict(made.named_buffers()),
+        dict(again.named_buffers()),
+    )  # rotary tables are in no state dict
+    assert buffers.keys() == loaded_buffers.keys() and all(
+        torch.equal(buffers[name], loaded_buffers[name]) for name in buffers
+    )
     tied = again.language_model.get_output_embeddings().weight is again.language_model.get_input_embeddings().weight
     assert tied == (text == "qwen2")
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, RegionGPTConfig)
-    assert without_dtype(config.to_dict()) == without_dtype(again.config.to_dict()) == without_dtype(made.config.to_dict())
+    assert (
+        without_dtype(config.to_dict()) == without_dtype(again.config.to_dict()) == without_dtype(made.config.to_dict())
+    )
     loaded_helper = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
     assert isinstance(loaded_helper, RegionGPTProcessor)
     item = factory.random_inputs(helper, [1], seed=3)[0]
@@ -282,7 +303,11 @@ def test_gradients_reach_every_part() -> None:
     labels = inputs["input_ids"].clone()
     labels[:, :-3] = -100
     made(**inputs, labels=labels).loss.backward()
-    without = [name for name, p in made.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()]
+    without = [
+        name
+        for name, p in made.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()
+    ]
     assert without == []
 
 

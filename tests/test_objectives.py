@@ -33,7 +33,9 @@ NAMES = list(COLOURS)
 Made = tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]
 
 
-def samples_of(folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any) -> list[Sample]:
+def samples_of(
+    folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any
+) -> list[Sample]:
     files = labeled_corpus(folder, num_images, regions)
     corpus = load_corpus(str(files.images), str(files.annotations))
     made = stage(images_per_batch=num_images, **more)
@@ -125,7 +127,9 @@ def logits_alone(made: Made, sample: Sample, region: int, prompt_ids: list[int],
             replace(
                 inputs,
                 region_masks_RGG=inputs.region_masks_RGG[region : region + 1],
-                zoom_crops_Z4SS=None if mine is None or inputs.zoom_crops_Z4SS is None else inputs.zoom_crops_Z4SS[mine],
+                zoom_crops_Z4SS=None
+                if mine is None or inputs.zoom_crops_Z4SS is None
+                else inputs.zoom_crops_Z4SS[mine],
                 zoom_region_index_Z=None if mine is None else torch.zeros(len(mine), dtype=torch.long),
             )
         ],
@@ -153,8 +157,13 @@ def test_packed_row_is_each_region_alone(tmp_path: Path, text: str, tokens_per_r
     made[0].eval()
     step = TrainingStep(model, processor, stage("instruct"), NAMES)
     samples = samples_of(tmp_path, processor, num_images=3)
-    samples = [replace(sample, seed=seed, names=sample.names[: 1 + i]) for i, (sample, seed) in enumerate(zip(samples, (1, 6, 4), strict=True))]
-    samples = [_with_regions(sample, len(sample.names)) for sample in samples]  # rows of 1, 2 and 3 regions: two are padded
+    samples = [
+        replace(sample, seed=seed, names=sample.names[: 1 + i])
+        for i, (sample, seed) in enumerate(zip(samples, (1, 6, 4), strict=True))
+    ]
+    samples = [
+        _with_regions(sample, len(sample.names)) for sample in samples
+    ]  # rows of 1, 2 and 3 regions: two are padded
     tap = Tap(model)
     result = step(samples)
     packed_BTV = tap.logits.detach()
@@ -245,7 +254,11 @@ def test_gradients_reach_the_named_part_and_no_other(tmp_path: Path, objective: 
     made = tiny()
     step = training_step(made, stage(objective, learning_rates=rates(part, "zoom_connector"), batch_norm="trained"))
     step(samples_of(tmp_path, made[1])).loss.backward()
-    reached = {name.split(".")[0] for name, parameter in made[0].named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    reached = {
+        name.split(".")[0]
+        for name, parameter in made[0].named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
     # Aligning makes no language model pass, and word embeddings are its fixed targets.
     assert reached == {part, "zoom_connector"} - ({"language_model"} if objective == "align" else set())
     freed = {name.split(".")[0] for name, parameter in made[0].named_parameters() if parameter.requires_grad}
@@ -267,7 +280,10 @@ def test_a_name_is_a_whole_component_not_the_beginning_of_a_word() -> None:
 
 
 def test_misspelt_part_is_refused_with_the_parts_there_are() -> None:
-    with pytest.raises(InputError, match="got 'conector'. Its parts: connector, language_model, refinement, vision_tower, zoom_connector"):
+    with pytest.raises(
+        InputError,
+        match="got 'conector'. Its parts: connector, language_model, refinement, vision_tower, zoom_connector",
+    ):
         _parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "conector")))
 
 
@@ -283,8 +299,12 @@ def statistics(model: RegionGPTForConditionalGeneration) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.named_buffers() if "running" in name}
 
 
-@pytest.mark.parametrize(("batch_norm", "trained", "change"), [("trained", True, True), ("frozen", True, False), ("trained", False, False)])
-def test_batch_statistics_change_only_where_the_recipe_trains_them(tmp_path: Path, batch_norm: str, trained: bool, change: bool) -> None:
+@pytest.mark.parametrize(
+    ("batch_norm", "trained", "change"), [("trained", True, True), ("frozen", True, False), ("trained", False, False)]
+)
+def test_batch_statistics_change_only_where_the_recipe_trains_them(
+    tmp_path: Path, batch_norm: str, trained: bool, change: bool
+) -> None:
     made = tiny()
     parts = rates("connector", "zoom_connector", *(["vision_tower"] if trained else []))
     step = training_step(made, stage(learning_rates=parts, batch_norm=batch_norm))
@@ -309,13 +329,26 @@ def test_whole_pictures_never_change_batch_statistics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zoom", "through_image", "reached"), [("off", False, False), ("off", True, True), ("all", False, True), ("all", True, True)]
+    ("zoom", "through_image", "reached"),
+    [("off", False, False), ("off", True, True), ("all", False, True), ("all", True, True)],
 )
-def test_gradients_reach_the_tower_through_the_paths_that_are_open(tmp_path: Path, zoom: str, through_image: bool, reached: bool) -> None:
+def test_gradients_reach_the_tower_through_the_paths_that_are_open(
+    tmp_path: Path, zoom: str, through_image: bool, reached: bool
+) -> None:
     made = tiny(zoom=zoom)
-    step = training_step(made, stage(learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image, batch_norm="trained"))
+    step = training_step(
+        made,
+        stage(
+            learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image, batch_norm="trained"
+        ),
+    )
     step(samples_of(tmp_path, made[1])).loss.backward()
-    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in made[0].vision_tower.parameters()) is reached
+    assert (
+        any(
+            parameter.grad is not None and bool(parameter.grad.any()) for parameter in made[0].vision_tower.parameters()
+        )
+        is reached
+    )
     # The connector learns from the whole picture in any case.
     assert all(parameter.grad is not None for parameter in made[0].connector.parameters())
 
@@ -324,7 +357,9 @@ def test_the_whole_picture_adds_its_own_gradient_to_that_of_the_crops(tmp_path: 
     gradients = []
     for through_image in (False, True):
         made = tiny()
-        step = training_step(made, stage(learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image))
+        step = training_step(
+            made, stage(learning_rates=rates("vision_tower", "connector"), tower_through_image=through_image)
+        )
         step(samples_of(tmp_path, made[1])).loss.backward()
         gradients.append(made[0].vision_tower.stem[0].weight.grad)
     assert gradients[0] is not None and gradients[1] is not None

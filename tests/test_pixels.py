@@ -77,7 +77,9 @@ def test_a_small_region_gets_a_window_of_at_least_16_pixels() -> None:
     assert crop[..., 3].sum() / 255 == pytest.approx(4, abs=0.1)  # one pixel of 16, at twice the size
 
 
-@pytest.mark.parametrize("view", [View(angle_deg=25), View(angle_deg=-25, mirrored=True, stretch=1.15), View(scale=1.3, stretch=0.87)])
+@pytest.mark.parametrize(
+    "view", [View(angle_deg=25), View(angle_deg=-25, mirrored=True, stretch=1.15), View(scale=1.3, stretch=0.87)]
+)
 def test_a_turned_window_keeps_its_middle(view: View) -> None:
     picture_HWC = np.zeros((120, 160, 3), np.uint8)
     picture_HWC[58:63, 78:83] = 255  # around (80.5, 60.5)
@@ -126,7 +128,11 @@ def test_the_whole_picture_is_squeezed_with_averaging_and_never_cut() -> None:
 
 def test_the_outside_is_faded_to_the_mean_colour_and_the_inside_stays() -> None:
     images = RegionGPTImageProcessor(image_mean=(0.5, 0.4, 0.3), image_std=(0.25, 0.25, 0.5), zoom_keep=0.2)
-    crops = torch.tensor([255, 102, 0, 255] * 1 + [255, 102, 0, 0] * 1, dtype=torch.uint8).view(1, 2, 4).permute(0, 2, 1)[..., None]
+    crops = (
+        torch.tensor([255, 102, 0, 255] * 1 + [255, 102, 0, 0] * 1, dtype=torch.uint8)
+        .view(1, 2, 4)
+        .permute(0, 2, 1)[..., None]
+    )
     pixels, masks = images.finish_zoom(crops)
     # (255/255 - 0.5) / 0.25 = 2; (102/255 - 0.4) / 0.25 = 0; (0 - 0.3) / 0.5 = -0.6
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([2.0, 0.0, -0.6]), atol=1e-6, rtol=0)

@@ -56,7 +56,11 @@ def test_no_mask_of_one_pixel_vanishes_in_the_model(refine: bool) -> None:
     made.region_connector = nn.Identity()  # the tokens are the pooled features themselves
     height, width = 23, 31
     side = 16 if refine else 4
-    regions = [factory.mask_of(one_pixel(height, width, y, x)).resample(side, side) for y in range(height) for x in range(width)]
+    regions = [
+        factory.mask_of(one_pixel(height, width, y, x)).resample(side, side)
+        for y in range(height)
+        for x in range(width)
+    ]
     masks_RGG = torch.from_numpy(np.stack(regions))
     maps_BCGG = torch.ones(1, 16, side, side)
     tokens_RKC = made.encode_regions(maps_BCGG, masks_RGG, torch.zeros(len(regions), dtype=torch.long))
@@ -70,7 +74,9 @@ def test_parts_are_laid_out_as_near_to_a_square_as_divisors_allow(k: int, grid: 
 
 def test_four_parts_of_a_full_square_are_its_quarters() -> None:
     parts_4HW = split_masks(torch.ones(1, 4, 4), 4)[0]
-    for part, (rows, columns) in zip(parts_4HW, [((0, 2), (0, 2)), ((0, 2), (2, 4)), ((2, 4), (0, 2)), ((2, 4), (2, 4))], strict=True):
+    for part, (rows, columns) in zip(
+        parts_4HW, [((0, 2), (0, 2)), ((0, 2), (2, 4)), ((2, 4), (0, 2)), ((2, 4), (2, 4))], strict=True
+    ):
         quarter = torch.zeros(4, 4)
         quarter[rows[0] : rows[1], columns[0] : columns[1]] = 1
         assert torch.equal(part, quarter)

@@ -41,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_model(folder: Path, text: str = "llama") -> Path:
-    made = factory.model("siglip", text, image_size=32, connector="separate", zoom_feature_layers=[-2], text_fields=WIDE)
+    made = factory.model(
+        "siglip", text, image_size=32, connector="separate", zoom_feature_layers=[-2], text_fields=WIDE
+    )
     save(made, factory.processor(made, zoom="all"), folder)
     return folder
 
@@ -61,11 +63,22 @@ def logits(model: RegionGPTForConditionalGeneration) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", [INT8, NF4], ids=["int8", "nf4"])
-@pytest.mark.parametrize(("text", "head"), [("llama", "lm_head"), ("qwen2", "lm_head"), ("gpt_neox", "lm_head"), ("gpt_neox_japanese", "embed_out")])
-def test_the_quantized_layers_are_the_language_models_linears_but_its_head(tmp_path: Path, precision: Precision, text: str, head: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "head"),
+    [("llama", "lm_head"), ("qwen2", "lm_head"), ("gpt_neox", "lm_head"), ("gpt_neox_japanese", "embed_out")],
+)
+def test_the_quantized_layers_are_the_language_models_linears_but_its_head(
+    tmp_path: Path, precision: Precision, text: str, head: str
+) -> None:
     plain = load_model(write_model(tmp_path, text))
     linears = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
-    assert {name.split(".")[0] for name in linears} == {"vision_tower", "connector", "region_connector", "zoom_connector", "language_model"}
+    assert {name.split(".")[0] for name in linears} == {
+        "vision_tower",
+        "connector",
+        "region_connector",
+        "zoom_connector",
+        "language_model",
+    }
     expected = [name for name in linears if name.startswith("language_model.") and name != f"language_model.{head}"]
     assert len(expected) == len([name for name in linears if name.startswith("language_model.")]) - 1
     model = load_model(tmp_path, precision)
@@ -79,7 +92,9 @@ def test_the_quantized_layers_are_the_language_models_linears_but_its_head(tmp_p
 
 def test_four_bits_are_nf4_with_the_asked_compute_type_and_double_quantization(folder: Path) -> None:
     for double in (True, False):
-        model = load_model(folder, Precision(quantization="nf4", double_quantization=double, dtype="bfloat16", compute_dtype="float32"))
+        model = load_model(
+            folder, Precision(quantization="nf4", double_quantization=double, dtype="bfloat16", compute_dtype="float32")
+        )
         layer = model.get_submodule(quantized_layers(model)[0])
         assert layer.weight.quant_state.quant_type == "nf4"  # type: ignore[union-attr]
         assert layer.weight.quant_state.nested is double  # type: ignore[union-attr]
@@ -117,7 +132,9 @@ def test_the_audit_refuses_a_quantized_connector_or_head_and_quantizing_nothing(
 
 
 @pytest.mark.parametrize("precision", [INT8, NF4], ids=["int8", "nf4"])
-def test_logits_stay_within_the_stated_bound_and_vision_features_are_bit_equal(folder: Path, precision: Precision) -> None:
+def test_logits_stay_within_the_stated_bound_and_vision_features_are_bit_equal(
+    folder: Path, precision: Precision
+) -> None:
     plain, quantized = load_model(folder), load_model(folder, precision)
     exact, rough = logits(plain), logits(quantized)
     assert 0 < float((rough - exact).norm() / exact.norm()) < LOGITS_BOUND[precision.quantization]
@@ -127,7 +144,8 @@ def test_logits_stay_within_the_stated_bound_and_vision_features_are_bit_equal(f
             assert torch.equal(one, other)
         masks, index = torch.rand(2, 16, 16), torch.tensor([0, 1])
         regions = [
-            model.encode_regions(model.encode_images(pixels)[0], masks, index, pixels, torch.ones(2, 32, 32), index) for model in (plain, quantized)
+            model.encode_regions(model.encode_images(pixels)[0], masks, index, pixels, torch.ones(2, 32, 32), index)
+            for model in (plain, quantized)
         ]
     assert torch.equal(*regions)
 
@@ -140,7 +158,9 @@ def test_an_nf4_layer_multiplies_by_its_dequantized_weights(folder: Path, double
     model = load_model(folder, Precision(quantization="nf4", double_quantization=double))
     for name in quantized_layers(model):
         layer = model.get_submodule(name)
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()  # before the first forward repacks it
+        weight = dequantize_4bit(
+            layer.weight.data, layer.weight.quant_state
+        ).float()  # before the first forward repacks it
         original = exact.get_submodule(name).weight
         assert 0.05 < (weight - original).norm() / original.norm() < 0.12  # nf4 of normal numbers: 9 %
         for shape in ((1, 1), (3, 17)):
@@ -165,7 +185,9 @@ def test_every_precision_answers_every_region(folder: Path, quantization: str, d
 def test_convolutions_of_the_tower_are_channels_last(tmp_path: Path) -> None:
     made = factory.model("lite")
     save(made, factory.processor(made), tmp_path)
-    weights = [p for p in load_model(tmp_path).vision_tower.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    weights = [
+        p for p in load_model(tmp_path).vision_tower.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1
+    ]
     assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
@@ -237,11 +259,20 @@ def test_pickled_weights_are_refused_and_never_opened(folder: Path, tmp_path: Pa
 
 def test_code_in_a_model_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     bad = copy_of(folder, tmp_path / "code")
-    (bad / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\nclass Config: pass\nclass Made: pass\n")
-    automatic = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model", "AutoProcessor": "evil.Made"}
+    (bad / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\nclass Config: pass\nclass Made: pass\n"
+    )
+    automatic = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoModelForCausalLM": "evil.Model",
+        "AutoProcessor": "evil.Made",
+    }
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         content = json.loads((bad / name).read_text())
-        content["auto_map"] = automatic | ({"AutoTokenizer": ["evil.Made", None]} if name == "tokenizer_config.json" else {})
+        content["auto_map"] = automatic | (
+            {"AutoTokenizer": ["evil.Made", None]} if name == "tokenizer_config.json" else {}
+        )
         for part in ("vision_config", "text_config"):
             if part in content:
                 content[part]["auto_map"] = automatic
@@ -253,7 +284,9 @@ def test_code_in_a_model_folder_is_never_run(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("precision", [Precision(), INT8, NF4], ids=["none", "int8", "nf4"])
-def test_cut_or_missing_weights_are_an_error_and_never_random_numbers(folder: Path, tmp_path: Path, precision: Precision) -> None:
+def test_cut_or_missing_weights_are_an_error_and_never_random_numbers(
+    folder: Path, tmp_path: Path, precision: Precision
+) -> None:
     cut = copy_of(folder, tmp_path / "cut")
     whole = (cut / "model.safetensors").read_bytes()
     for content in (whole[: len(whole) // 2], whole[:4], b"", b"\xff" * 200):
@@ -275,7 +308,9 @@ def test_cut_or_missing_weights_are_an_error_and_never_random_numbers(folder: Pa
         load_model(tmp_path / "misfit", precision)
 
 
-def test_a_hub_id_out_of_reach_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_out_of_reach_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -287,7 +322,9 @@ def test_a_hub_id_out_of_reach_is_an_error_that_says_what_to_do(monkeypatch: pyt
             resolve_model(path)
 
 
-def test_a_hub_id_is_resolved_to_the_cached_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_is_resolved_to_the_cached_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[tuple[str, ...]] = []
 
     def snapshot_download(repo_id: str, allow_patterns: list[str], **_: object) -> str:
@@ -313,7 +350,13 @@ def test_the_fingerprint_changes_with_every_file_that_decides_and_with_no_other(
     (copy / "progress.jsonl").write_text("{}")
     assert model_fingerprint(copy) == original
     seen = {original}
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+    ):
         content = bytearray((folder / name).read_bytes())
         content[-2] ^= 1
         (copy / name).write_bytes(bytes(content))

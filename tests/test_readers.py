@@ -15,6 +15,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from rlabel.records import JsonObject, JsonValue, Outcome, ShardResult
+from rlabel.run.directory import RunDirectory
+from rlabel.storage import Store
 from run_factories import (
     HEIGHT,
     WIDTH,
@@ -28,10 +32,6 @@ from run_factories import (
     manifest,
     region,
 )
-
-from rlabel.records import JsonObject, JsonValue, Outcome, ShardResult
-from rlabel.run.directory import RunDirectory
-from rlabel.storage import Store
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,9 @@ def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "r.yaml"))
 
 
-def test_folder_with_the_name_of_a_shipped_recipe_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_the_name_of_a_shipped_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "fine-tune").mkdir()
     monkeypatch.chdir(tmp_path)
     assert load_recipe("fine-tune").name == "fine-tune"

@@ -16,6 +16,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from rlabel.errors import RunError, UsageError
+from rlabel.records import JsonObject, JsonValue, ShardResult
+from rlabel.run.canonical import canonical_bytes, json_safe
+from rlabel.run.directory import RunDirectory
+from rlabel.run.manifest import differing_fields, manifest_from_bytes, manifest_to_bytes, plan_summary
+from rlabel.run.records_io import DamagedShard, check_complete, result_from_bytes, result_to_bytes
+from rlabel.schema_files import validate
+from rlabel.storage import Store
 from run_factories import (
     abstention,
     begin_run,
@@ -28,15 +37,6 @@ from run_factories import (
     shard_of,
     shard_result,
 )
-
-from rlabel.errors import RunError, UsageError
-from rlabel.records import JsonObject, JsonValue, ShardResult
-from rlabel.run.canonical import canonical_bytes, json_safe
-from rlabel.run.directory import RunDirectory
-from rlabel.run.manifest import differing_fields, manifest_from_bytes, manifest_to_bytes, plan_summary
-from rlabel.run.records_io import DamagedShard, check_complete, result_from_bytes, result_to_bytes
-from rlabel.schema_files import validate
-from rlabel.storage import Store
 
 TESTS = Path(__file__).resolve().parent
 FINGERPRINT = "f" * 64

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from run_factories import begin_run, everything, manifest
 
 from rlabel.errors import InputError, RunError
 from rlabel.records import JsonObject, JsonValue
@@ -18,6 +17,7 @@ from rlabel.run.records_io import Footer, result_to_bytes
 from rlabel.run.status import RunStatus, compute_status, read_status, status_to_json, write_status
 from rlabel.schema_files import validate
 from rlabel.storage import Store
+from run_factories import begin_run, everything, manifest
 
 FINGERPRINT = "f" * 64
 

@@ -62,7 +62,8 @@ def same_inputs(left: RegionInputs, right: RegionInputs) -> bool:
 
 def same(left: list[Sample], right: list[Sample]) -> bool:
     return len(left) == len(right) and all(
-        a.names == b.names and a.seed == b.seed and same_inputs(a.inputs, b.inputs) for a, b in zip(left, right, strict=True)
+        a.names == b.names and a.seed == b.seed and same_inputs(a.inputs, b.inputs)
+        for a, b in zip(left, right, strict=True)
     )
 
 
@@ -108,7 +109,10 @@ def no_geometry(content: dict[str, Any]) -> None:
         (lambda content: [one.update(iscrowd=1) for one in content["annotations"]], "at least one labeled region"),
         (lambda content: [one.update(image_id=99) for one in content["annotations"]], "at least one labeled region"),
         (no_geometry, "usable regions, got none among the first 4; 0.png, region 1: "),
-        (lambda content: [one.update(file_name="x.png") for one in content["images"]], "usable regions, got none among the first 4; x.png"),
+        (
+            lambda content: [one.update(file_name="x.png") for one in content["images"]],
+            "usable regions, got none among the first 4; x.png",
+        ),
     ],
 )
 def test_unusable_corpus_is_refused_with_file_and_record(tmp_path: Path, change: Any, told: str) -> None:
@@ -132,8 +136,15 @@ def made_corpus(categories: list[list[int]]) -> TrainCorpus:
     images = []
     for i, ids in enumerate(categories):
         regions = tuple(Region(key=f"{i}.{j}", region_id=None, annotation_id=None) for j in range(len(ids)))
-        labels = tuple(LabeledRegion(region=region, category_id=id_, caption=None) for region, id_ in zip(regions, ids, strict=True))
-        images.append(LabeledImage(record=ImageRecord(row={}, file_name=f"{i}", width_px=1, height_px=1, regions=regions), labels=labels))
+        labels = tuple(
+            LabeledRegion(region=region, category_id=id_, caption=None)
+            for region, id_ in zip(regions, ids, strict=True)
+        )
+        images.append(
+            LabeledImage(
+                record=ImageRecord(row={}, file_name=f"{i}", width_px=1, height_px=1, regions=regions), labels=labels
+            )
+        )
     return TrainCorpus(images_url="", images=tuple(images), names=dict.fromkeys(range(5), "x"))
 
 
@@ -146,7 +157,9 @@ def keys(corpus: TrainCorpus) -> list[str]:
 
 
 @given(st.lists(st.lists(st.integers(0, 4), max_size=6), max_size=8), st.integers(1, 4), st.integers(0, 2**31 - 1))
-def test_cap_keeps_at_most_n_a_category_in_file_order_and_drops_empty_images(categories: list[list[int]], cap: int, seed: int) -> None:
+def test_cap_keeps_at_most_n_a_category_in_file_order_and_drops_empty_images(
+    categories: list[list[int]], cap: int, seed: int
+) -> None:
     corpus = made_corpus(categories)
     capped = cap_per_category(corpus, cap, seed)
     assert counted(capped) == {id_: min(count, cap) for id_, count in counted(corpus).items()}
@@ -179,7 +192,9 @@ def test_batches_are_the_same_whoever_makes_them_and_whenever(tmp_path: Path) ->
     tail.first_batch = 4
     assert len(tail) == 2
     assert all(same(tail[number], batches[4 + number]) for number in (1, 0))
-    elsewhere = DataLoader(dataset(corpus, epochs=3, augment=AUGMENT), batch_size=None, collate_fn=keep_samples, num_workers=2)
+    elsewhere = DataLoader(
+        dataset(corpus, epochs=3, augment=AUGMENT), batch_size=None, collate_fn=keep_samples, num_workers=2
+    )
     assert all(same(left, right) for left, right in zip(elsewhere, batches, strict=True))
 
 
@@ -207,7 +222,9 @@ def test_broken_picture_is_left_out_of_its_batch_and_the_others_stay(tmp_path: P
     batches = [alone[number] for number in range(3)]
     assert sorted(len(batch) for batch in batches) == [0, 1, 1]
     together = dataset(corpus, images_per_batch=3)[0]
-    assert same(sorted(together, key=lambda sample: sample.seed), sorted(sum(batches, []), key=lambda sample: sample.seed))
+    assert same(
+        sorted(together, key=lambda sample: sample.seed), sorted(sum(batches, []), key=lambda sample: sample.seed)
+    )
 
 
 def test_broken_region_is_left_out_of_its_picture(tmp_path: Path) -> None:
@@ -258,7 +275,9 @@ def served(tmp_path: Path) -> Iterator[Files]:
 def test_pictures_of_a_remote_store_are_read_in_loader_processes(served: Files) -> None:
     url = str(served.images).replace("http:/", "http://")
     corpus = load_corpus(url, str(served.annotations))  # opens the store in this process first
-    loader = DataLoader(dataset(corpus, images_per_batch=2), batch_size=None, collate_fn=keep_samples, num_workers=1, timeout=60)
+    loader = DataLoader(
+        dataset(corpus, images_per_batch=2), batch_size=None, collate_fn=keep_samples, num_workers=1, timeout=60
+    )
     assert [[sample.names for sample in batch] for batch in loader] == [[sample.names for sample in dataset(corpus)[0]]]
 
 
@@ -290,7 +309,9 @@ def test_training_and_labeling_prepare_the_same_bytes_and_tokens(tmp_path: Path,
             left, right = getattr(given, field.name), getattr(wanted, field.name)
             assert (left is None and right is None) or torch.equal(left, right), field.name
         assert step.prompts[0] == engine.prompt
-    assert {len(inputs.zoom_crops_Z4SS) if inputs.zoom_crops_Z4SS is not None else 0 for inputs in labeled} == {{"off": 0, "all": 4, "small": 3}[zoom]}
+    assert {len(inputs.zoom_crops_Z4SS) if inputs.zoom_crops_Z4SS is not None else 0 for inputs in labeled} == {
+        {"off": 0, "all": 4, "small": 3}[zoom]
+    }
 
 
 def test_validation_fades_crops_as_labeling_does_whatever_training_draws(tmp_path: Path) -> None:

@@ -38,7 +38,12 @@ class Files:
     annotations: Path
 
     def job(self, model: Path, recipe: Recipe, **more: Any) -> TrainJob:
-        fields = {"model": str(model), "images_url": str(self.images), "annotations_url": str(self.annotations), "recipe": recipe}
+        fields = {
+            "model": str(model),
+            "images_url": str(self.images),
+            "annotations_url": str(self.annotations),
+            "recipe": recipe,
+        }
         return TrainJob(**{**fields, "num_loader_workers": 0, **more})
 
 
@@ -57,14 +62,24 @@ def labeled_corpus(folder: Path, num_images: int = 4, regions_per_image: int = 2
             pixels[y : y + h, x : x + w] = COLOURS[names[kind]]
             annotations.append(row(len(annotations) + 1, i + 1, kind + 1, PLACES[j]))
         Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
-    return Files(folder / "images", coco_file(folder / "instances.json", images, annotations, {"categories": CATEGORIES}))
+    return Files(
+        folder / "images", coco_file(folder / "instances.json", images, annotations, {"categories": CATEGORIES})
+    )
 
 
 def row(region_id: int, image_id: int, category_id: object, box: Sequence[int], **more: Any) -> dict[str, Any]:
     """Return an annotation whose mask is an ellipse-like polygon in the box: a mask that its box is not."""
     x, y, w, h = box
     polygon = [x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h / 2]
-    return {"id": region_id, "image_id": image_id, "category_id": category_id, "bbox": list(box), "segmentation": [polygon], "iscrowd": 0, **more}
+    return {
+        "id": region_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": list(box),
+        "segmentation": [polygon],
+        "iscrowd": 0,
+        **more,
+    }
 
 
 def edit(files: Files, change: Callable[[dict[str, Any]], None]) -> Files:
@@ -75,7 +90,9 @@ def edit(files: Files, change: Callable[[dict[str, Any]], None]) -> Files:
     return files
 
 
-def tiny(zoom: str = "all", seed: int = 0, text: str = "llama", **more: Any) -> tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]:
+def tiny(
+    zoom: str = "all", seed: int = 0, text: str = "llama", **more: Any
+) -> tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]:
     """Return a RegionGPT of some 60,000 parameters and its processor."""
     made = model_factories.model(text=text, seed=seed, zoom_feature_layers=[] if zoom == "off" else [-4, -1], **more)
     return made, model_factories.processor(made, zoom=zoom)
@@ -88,8 +105,16 @@ def tiny_folder(folder: Path, **more: Any) -> Path:
 
 
 def stage(objective: str = "align", **more: Any) -> Stage:
-    parts = ("connector", "zoom_connector") if objective == "align" else ("connector", "zoom_connector", "language_model")
-    fields = {"name": objective, "objective": objective, "images_per_batch": 2, "learning_rates": dict.fromkeys(parts, 1e-3), "warmup": 0.0}
+    parts = (
+        ("connector", "zoom_connector") if objective == "align" else ("connector", "zoom_connector", "language_model")
+    )
+    fields = {
+        "name": objective,
+        "objective": objective,
+        "images_per_batch": 2,
+        "learning_rates": dict.fromkeys(parts, 1e-3),
+        "warmup": 0.0,
+    }
     return Stage.model_validate({**fields, **more})
 
 
@@ -136,7 +161,9 @@ def weights(model: nn.Module | Path) -> dict[str, Tensor]:
     """Return copies of all weights and statistics of a model, or of a saved model folder."""
     if isinstance(model, Path):
         return load_file(model / "model.safetensors")
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+    return {
+        name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
+    }
 
 
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

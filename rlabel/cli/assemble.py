@@ -13,22 +13,44 @@ from rlabel.errors import UsageError
 
 
 @click.command(context_settings={"max_content_width": 110})
-@click.option("--vision", required=True, help="Folder or hub id of a vision model (SigLIP, CLIP, DINOv2, ...), or efficientnet-lite0.")
+@click.option(
+    "--vision",
+    required=True,
+    help="Folder or hub id of a vision model (SigLIP, CLIP, DINOv2, ...), or efficientnet-lite0.",
+)
 @click.option("--llm", required=True, help="Folder or hub id of a causal language model, smollm2-135m, or tiny.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Model folder to write.")
 @click.option("--image-size-px", type=int, help="Side the picture is squeezed to [default: the tower's own].")
-@click.option("--vision-feature-layer", type=int, help="Hidden state to pool [default: -2; stride 16 for the Lite tower].")
+@click.option(
+    "--vision-feature-layer", type=int, help="Hidden state to pool [default: -2; stride 16 for the Lite tower]."
+)
 @click.option("--refine/--no-refine", default=True, help="Deconvolutional feature refinement.")
 @click.option("--image-tokens-per-side", type=int, help="Side of the grid of image tokens [default: the tower's own].")
 @click.option("--merge-size", type=int, default=1, help="m x m image tokens become one.")
 @click.option("--connector", type=click.Choice(["shared", "separate"]), help="[default: shared, separate if merged]")
 @click.option("--tokens-per-region", type=click.IntRange(1), default=1)
-@click.option("--zoom", type=click.Choice(["off", "all", "small"]), default="off", help="Which regions are also cropped and encoded.")
+@click.option(
+    "--zoom",
+    type=click.Choice(["off", "all", "small"]),
+    default="off",
+    help="Which regions are also cropped and encoded.",
+)
 @click.option("--zoom-size-px", type=int, help="Side of the crops.")
-@click.option("--zoom-below-px", type=float, default=64.0, help="With --zoom small: longer side, in the squeezed picture.")
-@click.option("--zoom-keep", type=click.FloatRange(0, 1), default=0.0, help="How much of a crop's outside stays visible.")
-@click.option("--zoom-pooled-weight", type=click.FloatRange(0, 1), default=1.0, help="Weight of the mask-pooled part in zoomed regions.")
-@click.option("--tokenizer-text", multiple=True, help="Vocabulary files whose names the tokenizer of --llm tiny is learned from.")
+@click.option(
+    "--zoom-below-px", type=float, default=64.0, help="With --zoom small: longer side, in the squeezed picture."
+)
+@click.option(
+    "--zoom-keep", type=click.FloatRange(0, 1), default=0.0, help="How much of a crop's outside stays visible."
+)
+@click.option(
+    "--zoom-pooled-weight",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    help="Weight of the mask-pooled part in zoomed regions.",
+)
+@click.option(
+    "--tokenizer-text", multiple=True, help="Vocabulary files whose names the tokenizer of --llm tiny is learned from."
+)
 @click.option("--seed", type=int, default=0)
 @ends_cleanly
 def assemble(vision: str, llm: str, out: str, tokenizer_text: tuple[str, ...], **options: Any) -> None:
@@ -49,7 +71,10 @@ def assemble(vision: str, llm: str, out: str, tokenizer_text: tuple[str, ...], *
     save(model, processor, out)
     for name, child in model.named_children():
         if child is not None:
-            print(f"rlabel: {name}: {sum(parameter.numel() for parameter in child.parameters()) / 1e6:.2f} M parameters", file=sys.stderr)
+            print(
+                f"rlabel: {name}: {sum(parameter.numel() for parameter in child.parameters()) / 1e6:.2f} M parameters",
+                file=sys.stderr,
+            )
     print(f"rlabel: wrote {out}; train it: rlabel train --model {out} ...", file=sys.stderr)
 
 

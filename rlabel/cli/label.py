@@ -51,7 +51,10 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
         for problem in job.corpus.problems[:_PROBLEMS_SHOWN]:
             print(f"rlabel: corpus: {problem.where}: {problem.what}", file=sys.stderr)
         if len(job.corpus.problems) > _PROBLEMS_SHOWN:
-            print(f"rlabel: corpus: {len(job.corpus.problems) - _PROBLEMS_SHOWN} more problems: rlabel validate lists them", file=sys.stderr)
+            print(
+                f"rlabel: corpus: {len(job.corpus.problems) - _PROBLEMS_SHOWN} more problems: rlabel validate lists them",
+                file=sys.stderr,
+            )
         progress.write("running")
         try:
             _label(job, run, progress)
@@ -72,9 +75,16 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
         print(f"rlabel: {message}", file=sys.stderr)
         print_json(
             {
-                "run": settings.out, "state": "done", "exit_code": 3 if too_many else 0, "labels": counts.labels,
-                "abstentions": counts.abstentions, "failures": counts.failures, "regions": counts.regions,
-                "images": counts.images, "regions_per_s": status.regions_per_s, "file": run.store.join("labels.json"),
+                "run": settings.out,
+                "state": "done",
+                "exit_code": 3 if too_many else 0,
+                "labels": counts.labels,
+                "abstentions": counts.abstentions,
+                "failures": counts.failures,
+                "regions": counts.regions,
+                "images": counts.images,
+                "regions_per_s": status.regions_per_s,
+                "file": run.store.join("labels.json"),
             }  # fmt: skip
         )
         if too_many:
@@ -88,7 +98,10 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
     from rlabel.run.worker import LabelWorker, worker_spec
 
     if len(run.committed()) == run.num_shards:
-        print(f"rlabel: {job.settings.out}: all {run.num_shards} shards are there already; writing the labels again.", file=sys.stderr)
+        print(
+            f"rlabel: {job.settings.out}: all {run.num_shards} shards are there already; writing the labels again.",
+            file=sys.stderr,
+        )
         return
     spec = worker_spec(job.settings, job.model, job.question, job.vocabulary, run)
     if job.settings.no_ray:
@@ -101,8 +114,10 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
 
     settings = job.settings
     # Ray tells of dead workers on stdout, whatever it is told; stdout is for results.
-    with redirect_stdout(sys.stderr), ray_session(settings.address, max(settings.num_actors, 1) * settings.cpus_per_actor) as ray:
-        stop_on_sigterm()
+    with (
+        redirect_stdout(sys.stderr),
+        ray_session(settings.address, max(settings.num_actors, 1) * settings.cpus_per_actor) as ray,
+    ):
         num_actors, gpus = choose_actors(ray, settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor)
         options = PoolOptions(
             num_actors=min(num_actors, max(1, run.num_shards)),
@@ -113,11 +128,17 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
             wait_for_actors_s=settings.wait_for_actors_s,
         )
         pool = ShardPool(ray, LabelWorker, (spec,), run, options)
-        print(f"rlabel: {options.num_actors} actors, {run.num_shards - len(run.committed())} shards to do", file=sys.stderr, flush=True)
+        print(
+            f"rlabel: {options.num_actors} actors, {run.num_shards - len(run.committed())} shards to do",
+            file=sys.stderr,
+            flush=True,
+        )
         pool.label(job.shards(), progress.beat)
         _tell_quantized(pool.worker_notes)
     if len(run.committed()) != run.num_shards:
-        raise RunError(f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again.")
+        raise RunError(
+            f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again."
+        )
 
 
 def _told(worker: Any) -> Any:
@@ -127,7 +148,11 @@ def _told(worker: Any) -> Any:
 
 def _tell_quantized(layers: tuple[str, ...] | None) -> None:
     if layers:
-        print(f"rlabel: {len(layers)} layers quantized:\n" + "\n".join(f"  {name}" for name in layers), file=sys.stderr, flush=True)
+        print(
+            f"rlabel: {len(layers)} layers quantized:\n" + "\n".join(f"  {name}" for name in layers),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:
@@ -154,10 +179,17 @@ def _print_plan(job: LabelJob) -> None:
     print(f"regions           {plan.num_regions}")
     print(f"shards            {plan.num_shards} (at most {job.settings.images_per_shard} images each)")
     print(f"categories        {len(job.vocabulary.categories)} ({job.vocabulary.name})")
-    print(f"model             {job.model.name}: " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()))
+    print(
+        f"model             {job.model.name}: "
+        + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
+    )
     print(f"prompt            {prompt.text!r}")
-    print(f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its regions, and {len(prompt.suffix_ids)} a region")
-    print(f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a region assumed)")
+    print(
+        f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its regions, and {len(prompt.suffix_ids)} a region"
+    )
+    print(
+        f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a region assumed)"
+    )
     print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of labels")
     print(f"time              {_time_estimate(job)}")
 

@@ -37,7 +37,11 @@ def status(run: str, as_json: bool) -> None:
     if as_json:
         document = status_to_json(counted)
         if written is not None:
-            document |= {"started_at": written.started_at, "updated_at": written.updated_at, "regions_per_s": written.regions_per_s}
+            document |= {
+                "started_at": written.started_at,
+                "updated_at": written.updated_at,
+                "regions_per_s": written.regions_per_s,
+            }
         print_json(document)
         return
     print(f"{run}: {counted.state}, {heartbeat(counted)}")

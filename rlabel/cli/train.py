@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,13 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
 
     recipe = load_recipe(settings.recipe)
     if settings.epochs is not None:
-        recipe = recipe.model_copy(update={"stages": [stage.model_copy(update={"epochs": settings.epochs}) for stage in recipe.stages]})
+        recipe = recipe.model_copy(
+            update={"stages": [stage.model_copy(update={"epochs": settings.epochs}) for stage in recipe.stages]}
+        )
     if settings.no_ray and settings.num_workers > 1:
-        raise UsageError(f"--no-ray trains in this process alone, got --num-workers {settings.num_workers}. Leave one of the two out.")
+        raise UsageError(
+            f"--no-ray trains in this process alone, got --num-workers {settings.num_workers}. Leave one of the two out."
+        )
     refuse_relative_out_in_a_job(settings.out)
     if (settings.val_images is None) != (settings.val_annotations is None):
         raise UsageError("--val-images and --val-annotations: expected both or neither, got one. Give the other.")
@@ -81,7 +86,9 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         print(f"rlabel: {settings.out} holds the finished model of exactly these settings.", file=sys.stderr)
         return
     if out.is_process_private and not settings.no_ray:
-        raise UsageError(f"--out {settings.out}: a store that lives in one process cannot take what workers write. Use a disk or an object store.")
+        raise UsageError(
+            f"--out {settings.out}: a store that lives in one process cannot take what workers write. Use a disk or an object store."
+        )
     _check_recipe(job)
     _check_corpora(job)
     if not out.put_if_absent(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()):
@@ -91,7 +98,7 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
             _train_here(settings, job, out, fingerprint)
         else:
             _train_on_ray(settings, job, out, fingerprint)
-    except Stopped:
+    except (KeyboardInterrupt, Stopped):
         print("rlabel: training stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         raise
     print(f"rlabel: wrote {settings.out}; label with: rlabel label --model {settings.out} ...", file=sys.stderr)
@@ -105,7 +112,9 @@ def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
     names = [entry for entry in out.list("") if not entry.startswith(".")]
     if not names:
         return False
-    foreign = UsageError(f"--out {name}: expected a new folder or one of an earlier `rlabel train`, got other files ({names[0]}, ...). Give another --out.")
+    foreign = UsageError(
+        f"--out {name}: expected a new folder or one of an earlier `rlabel train`, got other files ({names[0]}, ...). Give another --out."
+    )
     if RECORD not in names:
         raise foreign
     try:
@@ -138,7 +147,11 @@ def _check_corpora(job: Any) -> None:
     from rlabel.training.dataset import load_corpus
 
     corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
-    print(f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.names)} categories", file=sys.stderr, flush=True)
+    print(
+        f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.names)} categories",
+        file=sys.stderr,
+        flush=True,
+    )
     if job.val_annotations_url:
         load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit)
 
@@ -154,9 +167,18 @@ def _train_here(settings: TrainSettings, job: Any, out: Store, fingerprint: str)
     storage = Store.open(url).local_path("")
     if storage is None:
         flag = "--storage" if settings.storage else "--out"
-        raise UsageError(f"{flag} {url}: --no-ray keeps its checkpoints on a local disk. Use a local folder, or leave --no-ray out.")
+        raise UsageError(
+            f"{flag} {url}: --no-ray keeps its checkpoints on a local disk. Use a local folder, or leave --no-ray out."
+        )
     stop_on_sigterm()
-    write = train_here(job, storage / _run_name(fingerprint), out.local_path("progress.jsonl"), settings.cpus_per_worker, settings.save_dtype, _say)
+    write = train_here(
+        job,
+        storage / _run_name(fingerprint),
+        out.local_path("progress.jsonl"),
+        settings.cpus_per_worker,
+        settings.save_dtype,
+        _say,
+    )
     _write_out(write, out)
 
 
@@ -166,7 +188,9 @@ def _train_on_ray(settings: TrainSettings, job: Any, out: Store, fingerprint: st
     from rlabel.cluster.train import TrainPlacement, train_on_ray
 
     if out.local_path("") is None:
-        _say(f"{settings.out} cannot be appended to, so no progress lines; checkpoints will show in {_checkpoints_url(settings, out)}")
+        _say(
+            f"{settings.out} cannot be appended to, so no progress lines; checkpoints will show in {_checkpoints_url(settings, out)}"
+        )
     with ray_session(settings.address, settings.num_workers * settings.cpus_per_worker) as ray, _followed(out):
         stop_on_sigterm()
         _, gpus = choose_actors(ray, 1, settings.gpus_per_worker, settings.cpus_per_worker)
@@ -180,6 +204,8 @@ def _train_on_ray(settings: TrainSettings, job: Any, out: Store, fingerprint: st
             max_failures=settings.max_failures,
             save_dtype=settings.save_dtype,
             log_path=out.local_path("progress.jsonl"),
+            out=out,
+            attempt=uuid.uuid4().hex,
         )
         train_on_ray(job, placement, lambda folder: _copy_model(folder, out))
 
@@ -205,7 +231,9 @@ def _tell_if_too_few(ray: Any, settings: TrainSettings, gpus_per_worker: float) 
 
 def _copy_model(folder: Path, out: Store) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.name == "config.json"):  # config.json last: where it is, the model is whole
+    for path in sorted(
+        files, key=lambda path: path.name == "config.json"
+    ):  # config.json last: where it is, the model is whole
         out.put_stream(path.relative_to(folder).as_posix(), _chunks(path))
 
 
@@ -275,18 +303,24 @@ def _print_plan(job: Any, num_workers: int) -> None:
     from rlabel.training.dataset import cap_per_category, load_corpus
 
     corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
-    print(f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.names)}\nmodel       {job.model}")
+    print(
+        f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.names)}\nmodel       {job.model}"
+    )
     for number, stage in enumerate(job.recipe.stages):
         sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
         steps = stage.num_steps(len(sampled.images), num_workers)
-        print(f"stage       {stage.name}: {stage.objective}, {sampled.num_regions} regions, {steps} steps, trains {', '.join(stage.learning_rates)}")
+        print(
+            f"stage       {stage.name}: {stage.objective}, {sampled.num_regions} regions, {steps} steps, trains {', '.join(stage.learning_rates)}"
+        )
 
 
 def refuse_relative_out_in_a_job(out: str) -> None:
     """Raise UsageError for a relative --out in a Ray job: its working folder is a throw-away copy."""
     in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     if in_job and "://" not in out and not os.path.isabs(out):
-        raise UsageError(f"--out {out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL.")
+        raise UsageError(
+            f"--out {out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL."
+        )
 
 
 def _file_sha256(url: str) -> str:

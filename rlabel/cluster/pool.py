@@ -71,12 +71,16 @@ class ShardPool:
     worker_args: what it is made with.
     """
 
-    def __init__(self, ray: Any, worker_class: type, worker_args: tuple[Any, ...], run: RunDirectory, options: PoolOptions) -> None:
+    def __init__(
+        self, ray: Any, worker_class: type, worker_args: tuple[Any, ...], run: RunDirectory, options: PoolOptions
+    ) -> None:
         self.ray = ray
         self.run = run
         self.options = options
         # Restarts are ours: a restarted actor of Ray's would take its old calls again, without a count.
-        remote = ray.remote(num_cpus=options.cpus_per_actor, num_gpus=options.gpus_per_actor, max_restarts=0, max_task_retries=0)(worker_class)
+        remote = ray.remote(
+            num_cpus=options.cpus_per_actor, num_gpus=options.gpus_per_actor, max_restarts=0, max_task_retries=0
+        )(worker_class)
         self._start = lambda: remote.remote(*worker_args)
         self.actors: list[_Actor] = []
         self.waiting: deque[_Task] = deque()
@@ -137,11 +141,15 @@ class ShardPool:
         actor.in_flight[method.remote(shard)] = task
 
     def _wait(self) -> None:
-        pending = [ref for actor in self.actors for ref in actor.in_flight] + [actor.ready for actor in self.actors if not actor.is_ready]
+        pending = [ref for actor in self.actors for ref in actor.in_flight] + [
+            actor.ready for actor in self.actors if not actor.is_ready
+        ]
         done, _ = self.ray.wait(pending, num_returns=1, timeout=_POLL_S)
         now = time.monotonic()
         for ref in done:
-            actor = next(actor for actor in self.actors if ref in actor.in_flight or ref is actor.ready or ref == actor.ready)
+            actor = next(
+                actor for actor in self.actors if ref in actor.in_flight or ref is actor.ready or ref == actor.ready
+            )
             if ref in actor.in_flight:
                 self._take(actor, ref)
             else:
@@ -165,7 +173,10 @@ class ShardPool:
         except Exception as error:
             self.num_failed_starts += 1
             # A constructor that raises will raise again; one that was killed may not.
-            if getattr(error, "actor_init_failed", False) or self.num_failed_starts > self.options.max_attempts * self.options.num_actors:
+            if (
+                getattr(error, "actor_init_failed", False)
+                or self.num_failed_starts > self.options.max_attempts * self.options.num_actors
+            ):
                 raise RunError(f"Ray: a labeling actor cannot start: {_last_line(error)}") from error
             self._replace(actor)
         else:
@@ -182,7 +193,9 @@ class ShardPool:
                 self._again(self._done(actor, ref), in_words(cause))
             else:
                 self._lost(actor, in_words(cause))
-        except Exception as error:  # died, unreachable, killed for its memory, its result lost with a node: of many kinds
+        except (
+            Exception
+        ) as error:  # died, unreachable, killed for its memory, its result lost with a node: of many kinds
             self._lost(actor, f"the worker died ({in_words(error)[:200]})")
         else:
             self._finish(self._done(actor, ref), value)
@@ -218,7 +231,11 @@ class ShardPool:
             return  # it died between the commit and the reply, or another driver was faster
         task.attempts += 1
         name = f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
-        print(f"rlabel: {name}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}", file=sys.stderr, flush=True)
+        print(
+            f"rlabel: {name}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
         if task.attempts < self.options.max_attempts:
             self.waiting.append(task)
         elif task.part is None and len(task.shard.images) > 1:

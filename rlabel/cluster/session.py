@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +44,8 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
         options["address"] = address
     else:
         folder, lock = _private_folder()
+        # Where ray.init is interrupted, its own exit hooks end its processes, and this one, registered before, comes after them.
+        atexit.register(_remove, folder)
         options |= {
             "address": "local",
             "num_cpus": max(num_cpus or 1, os.cpu_count() or 1),
@@ -50,11 +55,19 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
             "_temp_dir": str(folder),
         }
     try:
+        at_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
+        except SystemExit as error:  # SIGTERM: Ray has put its own handler in the place of the command's
+            raise KeyboardInterrupt from error
         except Exception as error:
             where = address or "a local Ray"
-            raise RunError(f"Ray at {where}: cannot be reached ({' '.join(str(error).split())[:300]}). Check --address, or use --no-ray.") from error
+            raise RunError(
+                f"Ray at {where}: cannot be reached ({' '.join(str(error).split())[:300]}). Check --address, or use --no-ray."
+            ) from error
+        finally:
+            if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, at_sigterm)
         yield ray
     finally:
         ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import tempfile
 import threading
 from collections.abc import Callable
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlabel.errors import RlabelError, RunError
+from rlabel.storage import Store
 
 if TYPE_CHECKING:
     import torch
 
     from rlabel.training.loop import Progress, TrainJob
+
+
+ATTEMPT = ".attempt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +30,8 @@ class TrainPlacement:
 
     name carries the fingerprint of the settings: Ray would silently continue an old run of the same name.
     log_path: a local file for progress lines; None where the output is an object store, which cannot append.
+    out, attempt: this driver's id lies in out, under ATTEMPT. Workers outlive a killed driver by up to half a minute; they stop when they find
+    another's id there, before they spoil the checkpoints of the one that goes on.
     """
 
     name: str
@@ -35,12 +42,14 @@ class TrainPlacement:
     max_failures: int
     save_dtype: str
     log_path: Path | None
+    out: Store
+    attempt: str
 
 
 class RaySurroundings:
     """What the loop sees of Ray Train: its rank, DDP, and checkpoints that Ray keeps in the storage path."""
 
-    def __init__(self, log_path: Path | None) -> None:
+    def __init__(self, log_path: Path | None, out: Store, attempt: str) -> None:
         import ray.train
         import ray.train.torch
 
@@ -49,6 +58,8 @@ class RaySurroundings:
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self.log_path = log_path
+        self.out = out
+        self.attempt = attempt
         self._folder = tempfile.TemporaryDirectory(prefix="rlabel-checkpoint-")
 
     def wrap(self, step: Any) -> Any:
@@ -68,8 +79,10 @@ class RaySurroundings:
 
         from rlabel.training.loop import append_progress
 
-        if self.rank == 0 and self.log_path is not None:
-            append_progress(self.log_path, progress)
+        if self.rank == 0:
+            self._refuse_if_superseded()
+            if self.log_path is not None:
+                append_progress(self.log_path, progress)
         if write_checkpoint is None:
             return  # Ray's report blocks all ranks; plain progress goes to the log alone
         if self.rank != 0:
@@ -78,6 +91,12 @@ class RaySurroundings:
         with tempfile.TemporaryDirectory(prefix="rlabel-checkpoint-") as folder:
             write_checkpoint(Path(folder))
             ray.train.report(asdict(progress), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _refuse_if_superseded(self) -> None:
+        if self.out.read(ATTEMPT).decode() != self.attempt:
+            raise RunError(
+                f"{self.out.url}: another `rlabel train` has taken this folder over. Stop one of the two; the newer goes on."
+            )
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -89,7 +108,7 @@ def _loop(config: dict[str, Any]) -> None:
     from rlabel.training.loop import train, write_model
 
     torch.set_num_threads(config["threads"])
-    surroundings = RaySurroundings(config["log_path"])
+    surroundings = RaySurroundings(config["log_path"], config["out"], config["attempt"])
     model, processor = train(config["job"], surroundings)
     if surroundings.rank != 0:
         ray.train.report({"finished": True})
@@ -108,20 +127,24 @@ def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[
     Raises RunError when training fails more often than allowed.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
+    placement.out.put(ATTEMPT, placement.attempt.encode())
     resources = {"CPU": float(placement.cpus_per_worker)}
     if placement.gpus_per_worker > 0:
         resources["GPU"] = placement.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _interruptible()(
         _loop,
         train_loop_config={
             "job": job,
             "threads": placement.cpus_per_worker,
             "log_path": placement.log_path,
+            "out": placement.out,
+            "attempt": placement.attempt,
             "save_dtype": placement.save_dtype,
         },
-        scaling_config=ScalingConfig(num_workers=placement.num_workers, use_gpu=placement.gpus_per_worker > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=placement.num_workers, use_gpu=placement.gpus_per_worker > 0, resources_per_worker=resources
+        ),
         run_config=RunConfig(
             name=placement.name,
             storage_path=placement.storage,
@@ -136,36 +159,53 @@ def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[
             f"training {placement.name} failed: {_cause(error)} The same command goes on from the last checkpoint."
         ) from error
     if result.checkpoint is None:
-        raise RunError(f"training {placement.name}: ended without a checkpoint. Delete its folder in {placement.storage} and train again.")
+        raise RunError(
+            f"training {placement.name}: ended without a checkpoint. Delete its folder in {placement.storage} and train again."
+        )
     with result.checkpoint.as_directory() as folder:
         take_model(Path(folder) / "model")
 
 
+def _interruptible() -> type[Any]:
+    """Return a TorchTrainer that leaves Ctrl-C alone: Ray 2.60 takes it, and ends the process with exit code 0 as if it had finished."""
+    from ray.train.torch import TorchTrainer
+
+    class Interruptible(TorchTrainer):
+        controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
+    return Interruptible
+
+
 def _fit(trainer: Any) -> Any:
-    """Return trainer.fit(), run beside the main thread: in the main thread Ray takes Ctrl-C for itself and ends the process with exit code 0."""
-    outcome: list[Any] = []
-    errors: list[Exception] = []
+    """Return trainer.fit(). SIGTERM raises KeyboardInterrupt meanwhile: the only exception of a signal that Ray's waiting lets through."""
+    import ray
 
-    def run() -> None:
-        try:
-            outcome.append(trainer.fit())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
-    if errors:
-        raise errors[0]
-    return outcome[0]
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        return trainer.fit()
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            ray.kill(trainer.controller)  # in a session that goes on, training must not
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _cause(error: BaseException) -> str:
     """Return the innermost reason in one sentence: an error of our own as it is, of another its kind and the last line."""
     while True:
         failures = getattr(error, "worker_failures", None) or {}
-        inside = [*failures.values(), getattr(error, "controller_failure", None), getattr(error, "cause", None), error.__cause__]
+        inside = [
+            *failures.values(),
+            getattr(error, "controller_failure", None),
+            getattr(error, "cause", None),
+            error.__cause__,
+        ]
         inner = next((one for one in inside if isinstance(one, BaseException)), None)
         if inner is None:
             break

@@ -51,13 +51,20 @@ class DeviceBatch:
 
 
 def to_device_batch(
-    inputs: Sequence[RegionInputs], processor: RegionGPTProcessor, device: torch.device, keep: float | Tensor | None = None
+    inputs: Sequence[RegionInputs],
+    processor: RegionGPTProcessor,
+    device: torch.device,
+    keep: float | Tensor | None = None,
 ) -> DeviceBatch:
     """Return the inputs of several images joined, their crops normalised and faded. keep: instead of the processor's own zoom_keep."""
     counts = [len(item.region_masks_RGG) for item in inputs]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     crops = [item.zoom_crops_Z4SS for item in inputs if item.zoom_crops_Z4SS is not None]
-    index = [item.zoom_region_index_Z + start for item, start in zip(inputs, starts, strict=True) if item.zoom_region_index_Z is not None]
+    index = [
+        item.zoom_region_index_Z + start
+        for item, start in zip(inputs, starts, strict=True)
+        if item.zoom_region_index_Z is not None
+    ]
     zoom_pixels = zoom_masks = None
     if crops:
         zoom_pixels, zoom_masks = processor.image_processor.finish_zoom(torch.cat(crops).to(device), keep)
@@ -74,7 +81,9 @@ def to_device_batch(
 class Engine:
     """Answers regions with one model. Holds no state between calls but the model and the prompt's tokens."""
 
-    def __init__(self, model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, options: EngineOptions) -> None:
+    def __init__(
+        self, model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, options: EngineOptions
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.options = options
@@ -117,7 +126,9 @@ class Engine:
         if self.options.share_prefix:
             prefix_BPD = self.model.embed_prompt(prefix_ids.expand(num_images, -1), image_tokens_BTD, None)
         else:
-            prefix_BPD = self.model.embed_prompt(prefix_ids.expand(num_regions, -1), image_tokens_BTD[image_index_R], None)
+            prefix_BPD = self.model.embed_prompt(
+                prefix_ids.expand(num_regions, -1), image_tokens_BTD[image_index_R], None
+            )
         self._forward(prefix_BPD, cache, 0)
         if self.options.share_prefix:
             cache.batch_select_indices(image_index_R)
@@ -146,7 +157,11 @@ class Engine:
         """Return logits_RV of the last position; the cache grows by the given tokens, which stand from `position` on."""
         position_ids_1S = torch.arange(position, position + embeddings_RSD.shape[1], device=self.device)[None]
         output = self.model.language_model(
-            inputs_embeds=embeddings_RSD, past_key_values=cache, position_ids=position_ids_1S, use_cache=True, logits_to_keep=1
+            inputs_embeds=embeddings_RSD,
+            past_key_values=cache,
+            position_ids=position_ids_1S,
+            use_cache=True,
+            logits_to_keep=1,
         )
         return output.logits[:, -1]
 
@@ -155,5 +170,7 @@ class Engine:
         for ids, values in zip(tokens_RT.tolist(), logprobs_RT.tolist(), strict=True):
             num_tokens = ids.index(-1) if -1 in ids else len(ids)
             text_ids = [token for token in ids[:num_tokens] if token not in self._stops]
-            decoded.append(Decoded(text=self.processor.decode_answer(text_ids), token_logprobs=tuple(values[:num_tokens])))
+            decoded.append(
+                Decoded(text=self.processor.decode_answer(text_ids), token_logprobs=tuple(values[:num_tokens]))
+            )
         return decoded

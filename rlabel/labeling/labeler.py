@@ -49,7 +49,13 @@ class Labeler:
     """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once."""
 
     def __init__(
-        self, describer: Describer, snapper: Snapper, *, max_regions_per_batch: int = 64, limits: Limits | None = None, include_crowds: bool = True
+        self,
+        describer: Describer,
+        snapper: Snapper,
+        *,
+        max_regions_per_batch: int = 64,
+        limits: Limits | None = None,
+        include_crowds: bool = True,
     ) -> None:
         self.describer = describer
         self.snapper = snapper
@@ -73,8 +79,14 @@ class Labeler:
                 batch = []
             batch.append(piece)
         self._finish(batch, outcomes)
-        keys = [region.key for image in shard.images for region in image.regions] + [region.key for region in shard.stray_regions]
-        return ShardResult(index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes[key] for key in keys))
+        keys = [region.key for image in shard.images for region in image.regions] + [
+            region.key for region in shard.stray_regions
+        ]
+        return ShardResult(
+            index=shard.index,
+            images=tuple(image.row for image in shard.images),
+            outcomes=tuple(outcomes[key] for key in keys),
+        )
 
     def _pieces(self, shard: Shard, images: Store) -> Iterator[_Piece | dict[str, Outcome]]:
         """Yield model inputs in the shard's order, and the failures met on the way by region key."""
@@ -123,7 +135,13 @@ def _outcome(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, sna
     assert len(box_xywh) == 4
     if snap.category_id is None:
         return Abstention(
-            region=region, image_id=image_id, text=answer.text, text_score=probability, snap=snap, box_xywh=box_xywh, area_px=mask.area_px
+            region=region,
+            image_id=image_id,
+            text=answer.text,
+            text_score=probability,
+            snap=snap,
+            box_xywh=box_xywh,
+            area_px=mask.area_px,
         )
     return Label(
         region=region,

@@ -40,7 +40,10 @@ class AssemblyOptions:
 
 
 def assemble(
-    vision: str = LITE0, llm: str = TINY, options: AssemblyOptions = AssemblyOptions(), tokenizer_texts: Iterable[str] = ()
+    vision: str = LITE0,
+    llm: str = TINY,
+    options: AssemblyOptions = AssemblyOptions(),
+    tokenizer_texts: Iterable[str] = (),
 ) -> tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]:
     """Return a RegionGPT with pre-trained tower and language model and fresh refinement and connectors; deterministic by seed."""
     register()
@@ -78,7 +81,9 @@ def assemble(
         if isinstance(module, Connector):
             module.scale_output(word_rms)
     model.eval()
-    maps_BCGG, image_tokens_BTD = _try_sizes(model, zoom_size_px, f"--vision {vision}: its own pictures have {tower.image_size_px} px a side")
+    maps_BCGG, image_tokens_BTD = _try_sizes(
+        model, zoom_size_px, f"--vision {vision}: its own pictures have {tower.image_size_px} px a side"
+    )
     images = RegionGPTImageProcessor(
         image_size_px=config.image_size_px,
         mask_side=maps_BCGG.shape[-1],
@@ -91,7 +96,10 @@ def assemble(
         zoom_keep=options.zoom_keep,
     )
     processor = RegionGPTProcessor(
-        images, language.tokenizer, num_image_tokens=image_tokens_BTD.shape[1], tokens_per_region=options.tokens_per_region
+        images,
+        language.tokenizer,
+        num_image_tokens=image_tokens_BTD.shape[1],
+        tokens_per_region=options.tokens_per_region,
     )
     return model, processor
 
@@ -106,7 +114,9 @@ def _try_sizes(model: RegionGPTForConditionalGeneration, zoom_size_px: int, own:
             name, side = "zoom_size_px", zoom_size_px
             model.encode_zooms(torch.zeros(1, 3, side, side), torch.ones(1, side, side))
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: {own}, and it cannot take {side}: {str(error).splitlines()[0]} Leave {name} out.") from error
+        raise InputError(
+            f"{name}: {own}, and it cannot take {side}: {str(error).splitlines()[0]} Leave {name} out."
+        ) from error
     return encoded
 
 
@@ -114,7 +124,9 @@ def save(model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor
     """Write a model folder: config, safetensors, processor. Refuses a model that bitsandbytes has quantized."""
     if getattr(model, "quantization_method", None) is not None or getattr(model, "is_quantized", False):
         # bitsandbytes 0.50.2 repacks nf4 weights in place at the first CPU forward; what is saved afterwards is corrupt.
-        raise InputError(f"{folder}: a quantized model is not saved, since its weights may have been repacked. Save the unquantized one.")
+        raise InputError(
+            f"{folder}: a quantized model is not saved, since its weights may have been repacked. Save the unquantized one."
+        )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

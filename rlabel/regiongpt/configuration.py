@@ -100,7 +100,9 @@ class RegionGPTConfig(PretrainedConfig):
         if tokens_per_region < 1:
             raise ValueError(f"config.json, tokens_per_region: expected 1 or more, got {tokens_per_region}")
         if merge_size > 1 and connector == "shared":
-            raise ValueError("config.json: merge_size above 1 widens the image features, so it needs connector 'separate'")
+            raise ValueError(
+                "config.json: merge_size above 1 widens the image features, so it needs connector 'separate'"
+            )
         # Tying is the language model's own affair; the composite has no head of its own to tie.
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)

@@ -27,7 +27,9 @@ class SameConv2d(nn.Conv2d):
         if pad_h % 2 or pad_w % 2:
             input = F.pad(input, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
             return F.conv2d(input, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-        return F.conv2d(input, self.weight, self.bias, self.stride, (pad_h // 2, pad_w // 2), self.dilation, self.groups)
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, (pad_h // 2, pad_w // 2), self.dilation, self.groups
+        )
 
 
 def _same_padding(length: int, kernel: int, stride: int) -> int:
@@ -35,7 +37,17 @@ def _same_padding(length: int, kernel: int, stride: int) -> int:
 
 
 class _ConvNorm(nn.Sequential):
-    def __init__(self, config: EfficientNetLiteConfig, c_in: int, c_out: int, kernel: int, stride: int = 1, *, groups: int = 1, act: bool = True) -> None:
+    def __init__(
+        self,
+        config: EfficientNetLiteConfig,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
         layers: list[nn.Module] = [
             SameConv2d(c_in, c_out, kernel, stride, groups=groups, bias=False),
             nn.BatchNorm2d(c_out, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum),
@@ -46,7 +58,9 @@ class _ConvNorm(nn.Sequential):
 
 
 class _Block(nn.Module):
-    def __init__(self, config: EfficientNetLiteConfig, c_in: int, c_out: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, config: EfficientNetLiteConfig, c_in: int, c_out: int, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         c_mid = c_in * expansion
         self.expand = _ConvNorm(config, c_in, c_mid, 1) if expansion > 1 else nn.Identity()
@@ -72,7 +86,10 @@ class EfficientNetLiteModel(PreTrainedModel):
         stages: list[nn.Module] = []
         c_in = config.stem_channels
         for num_blocks, kernel, stride, expansion, channels in config.stages:
-            blocks = [_Block(config, c_in if i == 0 else channels, channels, kernel, stride if i == 0 else 1, expansion) for i in range(num_blocks)]
+            blocks = [
+                _Block(config, c_in if i == 0 else channels, channels, kernel, stride if i == 0 else 1, expansion)
+                for i in range(num_blocks)
+            ]
             stages.append(nn.Sequential(*blocks))
             c_in = channels
         self.stages = nn.ModuleList(stages)

@@ -97,7 +97,9 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.connector = Connector(channels * config.merge_size**2, width)
         self.region_connector = Connector(channels, width) if config.connector == "separate" else None
         if config.zoom:
-            self.zoom_connector: nn.Module | None = Connector(sum(_layer_channels(vision, config.zoom_feature_layers)), width)
+            self.zoom_connector: nn.Module | None = Connector(
+                sum(_layer_channels(vision, config.zoom_feature_layers)), width
+            )
         else:
             self.zoom_connector = None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -214,7 +216,9 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pooled.append(pool(maps[layer], split_masks(masks_ZHW, self.config.tokens_per_region), None))
         return self.zoom_connector(torch.cat(pooled, dim=-1).to(self._connector_dtype))
 
-    def embed_prompt(self, input_ids_BT: Tensor, image_tokens_BTD: Tensor | None, region_tokens_RKD: Tensor | None) -> Tensor:
+    def embed_prompt(
+        self, input_ids_BT: Tensor, image_tokens_BTD: Tensor | None, region_tokens_RKD: Tensor | None
+    ) -> Tensor:
         """Return embeddings_BTD with the image's and the regions' features in the places of their tokens.
 
         Raises InputError when the prompt asks for more or fewer of them than are given: none is dropped, none is left as a bare token.
@@ -228,7 +232,11 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_places = int(places_BT.sum())
             num_features = 0 if features is None else features.shape[0] * features.shape[1]
             if num_places != num_features:
-                each = self.config.tokens_per_region if what == "region" else (features.shape[1] if features is not None else 1)
+                each = (
+                    self.config.tokens_per_region
+                    if what == "region"
+                    else (features.shape[1] if features is not None else 1)
+                )
                 raise InputError(
                     f"prompt: {num_places} <{what}> tokens (a {what} takes {each}), but {num_features} {what} features were given. "
                     f"Give one {what} for each one that the prompt names."
@@ -251,7 +259,9 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         if pixel_values is None:
             if region_masks is not None and len(region_masks):
-                raise InputError(f"prompt: {len(region_masks)} region masks were given without pixel_values. Give the images they lie in.")
+                raise InputError(
+                    f"prompt: {len(region_masks)} region masks were given without pixel_values. Give the images they lie in."
+                )
             return self.embed_prompt(input_ids, None, None)
         maps_BCGG, image_tokens_BTD = self.encode_images(pixel_values)
         regions_RKD = None
@@ -259,14 +269,18 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if region_image_index is None:
                 region_image_index = torch.zeros(len(region_masks), dtype=torch.long, device=region_masks.device)
             self._check_owners(input_ids, region_image_index)
-            regions_RKD = self.encode_regions(maps_BCGG, region_masks, region_image_index, zoom_pixels, zoom_masks, zoom_region_index)
+            regions_RKD = self.encode_regions(
+                maps_BCGG, region_masks, region_image_index, zoom_pixels, zoom_masks, zoom_region_index
+            )
         return self.embed_prompt(input_ids, image_tokens_BTD, regions_RKD)
 
     def _check_owners(self, input_ids_BT: Tensor, region_image_index_R: Tensor) -> None:
         """Raise InputError unless each prompt names as many regions as its image has: features are laid in order, so a surplus would go to the next prompt."""
         named_B = (input_ids_BT == self.config.region_token_id).sum(1) // self.config.tokens_per_region
         given_B = torch.bincount(region_image_index_R, minlength=len(input_ids_BT))
-        if not torch.equal(region_image_index_R, region_image_index_R.sort().values) or not torch.equal(named_B, given_B):
+        if not torch.equal(region_image_index_R, region_image_index_R.sort().values) or not torch.equal(
+            named_B, given_B
+        ):
             raise InputError(
                 f"region_image_index: expected the regions that each prompt names, in order ({named_B.tolist()} regions a prompt), "
                 f"got {region_image_index_R.tolist()}. Give each prompt its image's regions, those of image 0 first."
@@ -296,7 +310,9 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self._inputs_embeds(input_ids, pixel_values, region_masks, region_image_index, zoom_pixels, zoom_masks, zoom_region_index)
+            inputs_embeds = self._inputs_embeds(
+                input_ids, pixel_values, region_masks, region_image_index, zoom_pixels, zoom_masks, zoom_region_index
+            )
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

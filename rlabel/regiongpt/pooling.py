@@ -57,7 +57,9 @@ def pool(maps_BCHW: Tensor, masks_RKHW: Tensor, image_index_R: Tensor | None) ->
         return torch.einsum("rkl,rcl->rkc", weights_RKL, maps_BCL)
     pooled_RKC = weights_RKL.new_empty(*weights_RKL.shape[:2], maps_BCL.shape[1])
     pieces, order = [], []
-    for image_index in range(maps_BCL.shape[0]):  # one small product an image: no copy of the map for each of its regions
+    for image_index in range(
+        maps_BCL.shape[0]
+    ):  # one small product an image: no copy of the map for each of its regions
         rows = (image_index_R == image_index).nonzero()[:, 0]
         if len(rows):
             pieces.append(torch.einsum("rkl,cl->rkc", weights_RKL[rows], maps_BCL[image_index]))

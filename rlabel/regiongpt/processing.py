@@ -81,7 +81,9 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         self.zoom_context = zoom_context
         self.zoom_keep = zoom_keep
 
-    def prepare(self, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], views: Sequence[View] | None = None) -> RegionInputs:
+    def prepare(
+        self, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], views: Sequence[View] | None = None
+    ) -> RegionInputs:
         """Return the inputs of one image. pixels_HWC: uint8 RGB, upright; masks of the regions have its height and width."""
         pixels_SSC = resize_square(pixels_HWC, self.image_size_px)
         side = self.mask_side
@@ -116,7 +118,9 @@ class RegionGPTImageProcessor(BaseImageProcessor):
     def finish_zoom(self, crops_Z4SS: Tensor, keep: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (zoom_pixels_Z3SS normalised with the outside of the mask faded, zoom_masks_ZSS in [0, 1]) of uint8 crops."""
         masks_Z1SS = crops_Z4SS[:, 3:].float() / 255.0
-        return self.normalise(crops_Z4SS[:, :3]) * self.fade(masks_Z1SS, self.zoom_keep if keep is None else keep), masks_Z1SS[:, 0]
+        return self.normalise(crops_Z4SS[:, :3]) * self.fade(
+            masks_Z1SS, self.zoom_keep if keep is None else keep
+        ), masks_Z1SS[:, 0]
 
     @staticmethod
     def fade(masks: Tensor, keep: float | Tensor) -> Tensor:
@@ -159,7 +163,9 @@ class RegionGPTProcessor(ProcessorMixin):
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the end tokens and every token with a line break (small models run on after the answer)."""
         ends = {self.tokenizer.eos_token_id}
-        ends |= {i for token in ("<|im_end|>", "<|eot_id|>") if (i := self.tokenizer.get_vocab().get(token)) is not None}
+        ends |= {
+            i for token in ("<|im_end|>", "<|eot_id|>") if (i := self.tokenizer.get_vocab().get(token)) is not None
+        }
         pieces = self.tokenizer.get_vocab()
         # Byte-level tokenizers write the line feed as U+010A; others keep it, or write the byte.
         ends |= {i for piece, i in pieces.items() if "\u010a" in piece or "\n" in piece or piece == "<0x0A>"}
@@ -171,12 +177,20 @@ class RegionGPTProcessor(ProcessorMixin):
         Raises InputError when the question has no `<region>`.
         """
         if REGION not in question:
-            raise InputError(f"question {question!r}: expected at least one {REGION}, the place of the region's tokens, got none. Add it.")
+            raise InputError(
+                f"question {question!r}: expected at least one {REGION}, the place of the region's tokens, got none. Add it."
+            )
         if IMAGE in question:
-            raise InputError(f"question {question!r}: expected no {IMAGE}, since the image is put before every question, got one. Leave it out.")
+            raise InputError(
+                f"question {question!r}: expected no {IMAGE}, since the image is put before every question, got one. Leave it out."
+            )
         user = question_text(question)
         if getattr(self.tokenizer, "chat_template", None):
-            text = str(self.tokenizer.apply_chat_template([{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True))
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+                )
+            )
         else:
             text = f"{self.tokenizer.bos_token or ''}{user}\n"
         expanded = text.replace(IMAGE, IMAGE * self.num_image_tokens).replace(REGION, REGION * self.tokens_per_region)

@@ -54,7 +54,9 @@ class Precision:
     compute_dtype: Dtype | None = None
 
 
-def load_model(path_or_id: str | Path, precision: Precision = Precision(), device: str | torch.device = "cpu") -> RegionGPTForConditionalGeneration:
+def load_model(
+    path_or_id: str | Path, precision: Precision = Precision(), device: str | torch.device = "cpu"
+) -> RegionGPTForConditionalGeneration:
     """Return a model ready to label, in eval mode, on the device, its linear layers of the language model quantized where asked.
 
     Raises InputError when the folder is missing, holds no RegionGPT or no whole safetensors, or cannot be quantized.
@@ -156,8 +158,14 @@ def resolve_model(path_or_id: str | Path) -> Path:
     _check_config(folder, str(path_or_id))
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        got = f"only {pickled[0]}, a pickle, which is never opened since it may run code" if pickled else "no weights at all"
-        raise InputError(f"--model {path_or_id}: expected model.safetensors, got {got}. Save the model as safetensors (save_pretrained does).")
+        got = (
+            f"only {pickled[0]}, a pickle, which is never opened since it may run code"
+            if pickled
+            else "no weights at all"
+        )
+        raise InputError(
+            f"--model {path_or_id}: expected model.safetensors, got {got}. Save the model as safetensors (save_pretrained does)."
+        )
     return folder
 
 
@@ -169,15 +177,23 @@ def model_fingerprint(folder: str | Path) -> str:
     root = Path(folder)
     digest = hashlib.sha256()
     try:
-        paths = sorted(path for path in root.iterdir() if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _DECIDING_FILES))
+        paths = sorted(
+            path
+            for path in root.iterdir()
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _DECIDING_FILES)
+        )
         if not paths:
-            raise InputError(f"--model {folder}: expected {_MADE_BY}, got a folder without model files. Check the path.")
+            raise InputError(
+                f"--model {folder}: expected {_MADE_BY}, got a folder without model files. Check the path."
+            )
         for path in paths:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{path.name}\0{content}\n".encode())
     except OSError as error:
-        raise InputError(f"--model {folder}: cannot be read ({error.strerror or error}). Check the path and its permissions.") from error
+        raise InputError(
+            f"--model {folder}: cannot be read ({error.strerror or error}). Check the path and its permissions."
+        ) from error
     return digest.hexdigest()
 
 
@@ -203,7 +219,9 @@ def count_parameters(folder: str | Path) -> dict[str, int]:
                         part = name.split(".")[0]
                         counts[part] = counts.get(part, 0) + _product(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: expected whole safetensors, got: {_first_line(error)}. Copy or download the folder again.") from error
+            raise InputError(
+                f"{path}: expected whole safetensors, got: {_first_line(error)}. Copy or download the folder again."
+            ) from error
     return counts
 
 
@@ -244,9 +262,13 @@ def _check_config(folder: Path, given: str) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"--model {given}: expected {_MADE_BY}, got a folder without config.json. Check the path.") from error
+        raise InputError(
+            f"--model {given}: expected {_MADE_BY}, got a folder without config.json. Check the path."
+        ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, got: {_first_line(error)}. Copy or download the folder again.") from error
+        raise InputError(
+            f"{path}: expected JSON, got: {_first_line(error)}. Copy or download the folder again."
+        ) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != RegionGPTConfig.model_type:
         raise InputError(
@@ -254,7 +276,9 @@ def _check_config(folder: Path, given: str) -> None:
             "Make a RegionGPT of it with `rlabel assemble`."
         )
     if config.get("quantization_config"):
-        raise InputError(f"--model {given}: it was saved quantized. Name the unquantized folder; --quantization quantizes it on load.")
+        raise InputError(
+            f"--model {given}: it was saved quantized. Name the unquantized folder; --quantization quantizes it on load."
+        )
 
 
 def _download(path_or_id: str) -> Path:

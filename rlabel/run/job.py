@@ -48,7 +48,9 @@ def embedded_model_folder() -> Path:
     """
     folder = Path(rlabel.__file__).resolve().parent / "embedded"
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: the embedded labeler is not in this installation. Install rlabel again, or pass --model.")
+        raise InputError(
+            f"{folder}: the embedded labeler is not in this installation. Install rlabel again, or pass --model."
+        )
     return folder
 
 
@@ -76,7 +78,9 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     load_processor(str(model)).prompt(question)
     corpus = read_corpus(settings.regions)
     try:
-        plan = plan_summary(plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit))
+        plan = plan_summary(
+            plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
+        )
     except BaseException:
         corpus.close()
         raise
@@ -118,7 +122,9 @@ def open_run(job: LabelJob, *, under_ray: bool) -> RunDirectory:
     """
     store = Store.open(job.settings.out)
     if under_ray and store.is_process_private:
-        raise UsageError(f"--out {job.settings.out}: a store that lives in one process cannot hold a run of several. Use a disk or an object store.")
+        raise UsageError(
+            f"--out {job.settings.out}: a store that lives in one process cannot hold a run of several. Use a disk or an object store."
+        )
     return RunDirectory.create_or_resume(store, job.manifest)
 
 
@@ -148,4 +154,6 @@ def _check_folder(images: str) -> None:
     store = Store.open(images)
     folder = store.local_path("")
     if folder is not None and not folder.is_dir():
-        raise InputError(f"--images {images}: no such folder. Give the folder that the file names of --regions are relative to.")
+        raise InputError(
+            f"--images {images}: no such folder. Give the folder that the file names of --regions are relative to."
+        )

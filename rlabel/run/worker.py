@@ -56,10 +56,17 @@ class LabelWorker:
         logging.disable_progress_bar()  # bars would flood a job's log
         model = load_model(spec.model, precision, device)
         self.quantized_layers = quantized_layers(model) if settings.quantization != "none" else []
-        engine = Engine(model, load_processor(spec.model), EngineOptions(question=spec.question, max_new_tokens=settings.max_new_tokens))
+        engine = Engine(
+            model,
+            load_processor(spec.model),
+            EngineOptions(question=spec.question, max_new_tokens=settings.max_new_tokens),
+        )
         snapper = Snapper(spec.vocabulary, MiniLmEmbedder(settings.embedder), settings.threshold, settings.margin)
         self.labeler = Labeler(
-            RegionGPTDescriber(engine), snapper, max_regions_per_batch=settings.max_regions_per_batch, include_crowds=settings.include_crowds
+            RegionGPTDescriber(engine),
+            snapper,
+            max_regions_per_batch=settings.max_regions_per_batch,
+            include_crowds=settings.include_crowds,
         )
         self.images = Store.open(settings.images)
         self.run = spec.run
@@ -80,7 +87,9 @@ class LabelWorker:
         return shard.num_regions
 
 
-def worker_spec(settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary, run: RunDirectory) -> WorkerSpec:
+def worker_spec(
+    settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary, run: RunDirectory
+) -> WorkerSpec:
     """Return what a worker needs, its paths absolute: workers run in other folders than the command."""
     embedder = settings.embedder
     if embedder is not None and Path(embedder).is_dir():

@@ -41,10 +41,14 @@ def load_weights(model: RegionGPTForConditionalGeneration, checkpoint: Path) -> 
     result = model.load_state_dict(weights, strict=False)
     state = model.state_dict()
     loaded = {state[name].data_ptr() for name in weights if name in state}
-    missing = [name for name in result.missing_keys if state[name].data_ptr() not in loaded]  # tied tensors are kept once
+    missing = [
+        name for name in result.missing_keys if state[name].data_ptr() not in loaded
+    ]  # tied tensors are kept once
     if missing or result.unexpected_keys:
         odd = (missing + result.unexpected_keys)[0]
-        raise InputError(f"{checkpoint}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model.")
+        raise InputError(
+            f"{checkpoint}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model."
+        )
 
 
 def checkpoint_writer(

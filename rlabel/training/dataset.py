@@ -61,12 +61,18 @@ def load_corpus(images_url: str, annotations_url: str, limit: int | None = None)
     with read_labeled(annotations_url) as corpus:
         names = _category_names(corpus.categories)
         if not names:
-            raise InputError(f"{annotations_url}: expected a list of categories with id and name, got none. Training needs labeled regions.")
+            raise InputError(
+                f"{annotations_url}: expected a list of categories with id and name, got none. Training needs labeled regions."
+            )
         if unnamed := [category_id for category_id, name in names.items() if not name]:
-            raise InputError(f"{annotations_url}, category {unnamed[0]}: expected a name, got an empty one. Name it, or drop it and its annotations.")
+            raise InputError(
+                f"{annotations_url}, category {unnamed[0]}: expected a name, got an empty one. Name it, or drop it and its annotations."
+            )
         images = []
         for image in corpus.images(limit):
-            labels = tuple(label for label in image.labels if not label.region.is_crowd and label.region.problem is None)
+            labels = tuple(
+                label for label in image.labels if not label.region.is_crowd and label.region.problem is None
+            )
             for label in labels:
                 if label.category_id not in names:
                     raise InputError(
@@ -77,7 +83,9 @@ def load_corpus(images_url: str, annotations_url: str, limit: int | None = None)
                 record = replace(image.record, regions=tuple(label.region for label in labels))
                 images.append(LabeledImage(record=record, labels=labels))
     if not images:
-        raise InputError(f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids.")
+        raise InputError(
+            f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids."
+        )
     read = TrainCorpus(images_url=images_url, images=tuple(images), names=names)
     _check_pictures(read, annotations_url)
     return read
@@ -99,7 +107,9 @@ def _check_pictures(corpus: TrainCorpus, annotations_url: str) -> None:
     store, limits = Store.open(corpus.images_url), Limits()
     folder = store.local_path("")
     if folder is not None and not folder.is_dir():
-        raise InputError(f"{corpus.images_url}: no such folder. Give the folder that the file names of {annotations_url} are relative to.")
+        raise InputError(
+            f"{corpus.images_url}: no such folder. Give the folder that the file names of {annotations_url} are relative to."
+        )
     first_reason = ""
     for image in corpus.images[:_LOOKED_AT]:
         prepared = prepare_image(store, image.record, limits)
@@ -137,7 +147,9 @@ def cap_per_category(corpus: TrainCorpus, per_category: int | None, seed: int) -
 class BatchDataset(Dataset[list[Sample]]):
     """Batches of one stage by number: batch b of rank r is the same bytes whoever asks, so that a run can resume at any step."""
 
-    def __init__(self, corpus: TrainCorpus, processor: RegionGPTProcessor, stage: Stage, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, corpus: TrainCorpus, processor: RegionGPTProcessor, stage: Stage, seed: int, rank: int, world_size: int
+    ) -> None:
         self.corpus = corpus
         self.processor = processor
         self.stage = stage
@@ -168,7 +180,9 @@ class BatchDataset(Dataset[list[Sample]]):
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.corpus.images))
         size = self.stage.images_per_batch
         start = (batch * self.world_size + self.rank) * size
-        samples = [self.sample(int(order[i % len(order)]), epoch, self.stage.augment) for i in range(start, start + size)]
+        samples = [
+            self.sample(int(order[i % len(order)]), epoch, self.stage.augment) for i in range(start, start + size)
+        ]
         return [sample for sample in samples if sample is not None]
 
     def sample(self, index: int, epoch: int, augment: Augment | None) -> Sample | None:
@@ -182,12 +196,18 @@ class BatchDataset(Dataset[list[Sample]]):
         if len(regions) > self.stage.max_regions_per_image:
             chosen = sorted(random.permutation(len(regions))[: self.stage.max_regions_per_image])
             regions = [regions[i] for i in chosen]
-        by_key = {label.region.key: self.corpus.names[label.category_id] for label in image.labels if label.category_id is not None}
+        by_key = {
+            label.region.key: self.corpus.names[label.category_id]
+            for label in image.labels
+            if label.category_id is not None
+        }
         names = tuple(by_key[region.region.key] for region in regions)
         masks = [region.mask for region in regions]
         seed = int(random.integers(2**31))
         if augment is None:
-            return Sample(inputs=self.processor.image_processor.prepare(prepared.pixels_HWC, masks), names=names, seed=seed)
+            return Sample(
+                inputs=self.processor.image_processor.prepare(prepared.pixels_HWC, masks), names=names, seed=seed
+            )
         masks = [box_instead(mask, augment, random) for mask in masks]
         views = [draw_view(augment, random) for _ in masks]
         inputs = self.processor.image_processor.prepare(prepared.pixels_HWC, masks, views)

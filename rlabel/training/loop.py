@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from rlabel.errors import InputError, RunError
+from rlabel.errors import RunError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
@@ -75,8 +75,8 @@ class Progress:
 _HEARTBEAT_S = 15.0
 # Steps in a row with gradients that are not finite before the training is given up; fewer are left out.
 _MAX_REFUSED = 10
-# Pictures whose image tokens stand in for any picture's while names are spelled.
-_BANK_IMAGES = 128
+# Pictures whose tokens are kept, encoded once, while names are spelled: some 100 MB at a width of 256.
+_BANK_IMAGES = 1500
 # Checkpoints kept on the disk.
 _KEPT = 2
 
@@ -140,23 +140,31 @@ def _run_stage(
     groups = _parameter_groups(model, stage)
     optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
     if checkpoint is not None and first_step:
-        optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location=surroundings.device, weights_only=True))
+        optimizer.load_state_dict(
+            torch.load(checkpoint / "optimizer.pt", map_location=surroundings.device, weights_only=True)
+        )
     sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
     dataset: BatchDataset | NameDataset
     if stage.objective == "spell":
         dataset = NameDataset(list(corpus.names.values()), stage, job.seed + 1000 * number, surroundings.rank)
     else:
-        dataset = BatchDataset(sampled, processor, stage, job.seed + 1000 * number, surroundings.rank, surroundings.world_size)
+        dataset = BatchDataset(
+            sampled, processor, stage, job.seed + 1000 * number, surroundings.rank, surroundings.world_size
+        )
     num_steps = stage.num_steps(len(sampled.images), surroundings.world_size)
     dataset.first_batch = first_step * stage.accumulate
     loader = DataLoader(
-        dataset, batch_size=None, collate_fn=keep_samples, num_workers=job.num_loader_workers, prefetch_factor=4 if job.num_loader_workers else None
+        dataset,
+        batch_size=None,
+        collate_fn=keep_samples,
+        num_workers=job.num_loader_workers,
+        prefetch_factor=4 if job.num_loader_workers else None,
     )
     step_module = TrainingStep(model, processor, stage, list(corpus.names.values()))
     if stage.objective == "spell":
         seen = BatchDataset(sampled, processor, stage, job.seed, 0, 1)
-        pictures = [seen.sample(index, 0, None) for index in range(min(_BANK_IMAGES, len(sampled.images)))]
-        step_module.fill_bank([sample for sample in pictures if sample is not None])
+        pictures = (seen.sample(index, 0, None) for index in range(min(_BANK_IMAGES, len(sampled.images))))
+        step_module.fill_bank(sample for sample in pictures if sample is not None)
     wrapped = surroundings.wrap(step_module)
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     meter = _Meter()
@@ -188,9 +196,13 @@ def _run_stage(
         done = step + 1
         last = done == num_steps
         due_checkpoint = last or done % stage.checkpoint_every == 0
-        due_validation = validation is not None and (last or (stage.validate_every is not None and done % stage.validate_every == 0))
+        due_validation = validation is not None and (
+            last or (stage.validate_every is not None and done % stage.validate_every == 0)
+        )
         if due_checkpoint or due_validation or done % 20 == 0 or meter.age_s > _HEARTBEAT_S:
-            accuracy = _validate(step_module, validation, surroundings) if due_validation and validation is not None else None
+            accuracy = (
+                _validate(step_module, validation, surroundings) if due_validation and validation is not None else None
+            )
             progress = meter.progress(stage.name, done, num_steps, accuracy)
             # At the end of a stage the checkpoint points at the start of the next one: LoRA is merged, its optimizer is gone.
             if last and stage.lora is not None:
@@ -228,7 +240,9 @@ def _add_lora(model: RegionGPTForConditionalGeneration, stage: Stage) -> None:
     from peft import LoraConfig, get_peft_model
 
     assert stage.lora is not None
-    config = LoraConfig(r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=stage.lora.targets, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=stage.lora.targets, task_type="CAUSAL_LM"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft 0.21 asks transformers 5.23 for a name that is on its way out
         model.language_model = get_peft_model(model.language_model, config)
@@ -319,7 +333,9 @@ class _Meter:
 def progress_text(progress: Progress) -> str:
     """Return one line for a log."""
     validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
-    unusable = f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
+    unusable = (
+        f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
+    )
     return (
         f"{progress.stage} {progress.step}/{progress.num_steps}  loss {progress.loss:.3f}  "
         f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s{unusable}"
@@ -332,7 +348,9 @@ class LocalSurroundings:
     rank = 0
     world_size = 1
 
-    def __init__(self, folder: Path | None, device: torch.device, say: Callable[[str], None] = print, log: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, device: torch.device, say: Callable[[str], None] = print, log: Path | None = None
+    ) -> None:
         self.folder = folder
         self.log = log or (folder / "progress.jsonl" if folder else None)
         self.device = device
@@ -372,7 +390,12 @@ def append_progress(log: Path, progress: Progress) -> None:
         stream.write(json.dumps(asdict(progress)) + "\n")
 
 
-def write_model(model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def write_model(
+    model: RegionGPTForConditionalGeneration,
+    processor: RegionGPTProcessor,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the model folder that `--model` takes."""
     save(model.to(dtype), processor, folder)  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ Legend: B images, R regions of all of them, K tokens a region, D width, N names 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from rlabel.training.dataset import Sample, fade_keeps
 from rlabel.training.recipe import Stage
 
 IGNORED = -100
+# Names in one packed row of `spell`.
+_ROW_NAMES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,13 @@ class StepResult:
 class TrainingStep(nn.Module):
     """One forward pass of a stage; a module, so that DistributedDataParallel can wrap it. names: every category name of the corpus."""
 
-    def __init__(self, model: RegionGPTForConditionalGeneration, processor: RegionGPTProcessor, stage: Stage, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: RegionGPTForConditionalGeneration,
+        processor: RegionGPTProcessor,
+        stage: Stage,
+        names: Sequence[str],
+    ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
@@ -43,7 +51,7 @@ class TrainingStep(nn.Module):
         self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.prompts: list[PromptTokens] = [processor.prompt(question) for question in CLASSIFY]
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
-        self.bank_ITD: Tensor | None = None
+        self.bank: list[tuple[Tensor, Tensor, list[str]]] = []
 
     def forward(self, samples: list[Sample] | list[str]) -> StepResult:
         """Return the loss of one batch: prepared images, or names for `spell`."""
@@ -59,21 +67,27 @@ class TrainingStep(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
             batch = self._device_batch(samples, device)
             image_tokens_BTD, regions_RKD = self._encode(batch)
-            target_R = torch.tensor([self.name_index[name] for sample in samples for name in sample.names], device=device)
+            target_R = torch.tensor(
+                [self.name_index[name] for sample in samples for name in sample.names], device=device
+            )
             if self.stage.objective == "align":
                 return self._align(regions_RKD, target_R)
             result = self._instruct(samples, image_tokens_BTD, regions_RKD)
             if self.stage.align_weight:
                 aligned = self._align(regions_RKD, target_R)
                 return StepResult(
-                    loss=result.loss + self.stage.align_weight * aligned.loss, num_right=result.num_right, num_regions=result.num_regions
+                    loss=result.loss + self.stage.align_weight * aligned.loss,
+                    num_right=result.num_right,
+                    num_regions=result.num_regions,
                 )
             return result
 
     def _nothing(self) -> StepResult:
         """A loss of 0 that reaches every trained parameter: a worker whose whole batch is unusable must still meet the others' gradients."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return StepResult(loss=torch.stack([parameter.flatten()[:0].sum() for parameter in trained]).sum(), num_right=0, num_regions=0)
+        return StepResult(
+            loss=torch.stack([parameter.flatten()[:0].sum() for parameter in trained]).sum(), num_right=0, num_regions=0
+        )
 
     def _device_batch(self, samples: list[Sample], device: torch.device) -> DeviceBatch:
         inputs = [sample.inputs for sample in samples]
@@ -104,8 +118,9 @@ class TrainingStep(nn.Module):
     def name_embeddings(self) -> Tensor:
         """Return names_ND: the mean input embedding of each name's tokens, without gradient."""
         table = self.model.get_input_embeddings()
+        device = next(table.parameters()).device
         with torch.no_grad():
-            rows = [table(torch.tensor(ids[:-1], device=table.weight.device)).mean(0) for ids in self.answer_ids.values()]  # type: ignore[arg-type]
+            rows = [table(torch.tensor(ids[:-1], device=device)).mean(0) for ids in self.answer_ids.values()]
         return torch.stack(rows).float()
 
     def _align(self, regions_RKD: Tensor, target_R: Tensor) -> StepResult:
@@ -119,47 +134,69 @@ class TrainingStep(nn.Module):
         return StepResult(loss=loss, num_right=int((logits_RN.argmax(-1) == target_R).sum()), num_regions=len(target_R))
 
     def _spell(self, names: list[str]) -> StepResult:
-        """Loss of saying names whose region tokens are made up: a name's embedding, turned towards another name and at random, and scaled.
+        """Loss of saying names whose region tokens are disturbed: made up of the name's embedding, or real ones of the bank.
 
         So a small language model learns to say every name, also those with few pictures, and to take region tokens that are off the mark.
         """
         names_ND = self.name_embeddings()
-        index_R = torch.tensor([self.name_index[name] for name in names], device=names_ND.device)
-        length_R1 = names_ND[index_R].norm(dim=-1, keepdim=True)
-        other_RD = F.normalize(names_ND[torch.randint(len(names_ND), index_R.shape, device=names_ND.device)], dim=-1)
-        noise_RD = F.normalize(torch.randn_like(other_RD), dim=-1)
+        rows = []
+        num_regions = 0
+        for start in range(
+            0, len(names), _ROW_NAMES
+        ):  # a packed row holds as many names as if they were regions of one picture
+            prompt = self.prompts[
+                int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))
+            ]  # the labeling question at least every other time
+            image_1TD, real_RD, real_names = self._drawn_from_bank(names_ND)
+            made_up = names[start : start + _ROW_NAMES - len(real_names)]
+            tokens_RD = torch.cat([real_RD, names_ND[[self.name_index[name] for name in made_up]]])
+            row_names = [*real_names, *made_up]
+            num_regions += len(row_names)
+            regions_RKD = self._disturbed(tokens_RD, len(real_names), names_ND)[:, None].expand(
+                -1, self.processor.tokens_per_region, -1
+            )
+            rows.append(self._pack(prompt, row_names, image_1TD, regions_RKD))
+        return self._answer_loss(rows, num_regions)
+
+    @staticmethod
+    def _disturbed(tokens_RD: Tensor, num_real: int, names_ND: Tensor) -> Tensor:
+        """Return tokens turned towards another name and at random, and scaled; the first num_real, which are off already, by less."""
+        length_R1 = tokens_RD.norm(dim=-1, keepdim=True)
+        other_RD = F.normalize(
+            names_ND[torch.randint(len(names_ND), (len(tokens_RD),), device=names_ND.device)], dim=-1
+        )
+        noise_RD = F.normalize(torch.randn_like(tokens_RD), dim=-1)
         # Region tokens of pictures that training never showed were measured at a cosine of 0.5 to their name: aside is up to that and beyond.
         towards_R1, aside_R1 = torch.rand_like(length_R1) * 0.7, torch.rand_like(length_R1) * 2.5
-        token_RD = F.normalize(names_ND[index_R], dim=-1) + towards_R1 * other_RD + aside_R1 * noise_RD
-        token_RD = F.normalize(token_RD, dim=-1) * length_R1 * (0.6 + 0.8 * torch.rand_like(length_R1))
-        size = 16  # names a packed row: as regions of one image
-        regions_RKD = token_RD[:, None].expand(-1, self.processor.tokens_per_region, -1)
-        rows = []
-        for start in range(0, len(names), size):
-            prompt = self.prompts[int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))]  # the labeling question at least every other time
-            image_1TD = self._image_of_the_bank(names_ND)
-            rows.append(self._pack(prompt, names[start : start + size], image_1TD, regions_RKD[start : start + size]))
-        return self._answer_loss(rows, len(names))
+        towards_R1[:num_real] *= 0.5
+        aside_R1[:num_real] *= 0.4
+        turned_RD = F.normalize(F.normalize(tokens_RD, dim=-1) + towards_R1 * other_RD + aside_R1 * noise_RD, dim=-1)
+        return turned_RD * length_R1 * (0.6 + 0.8 * torch.rand_like(length_R1))
 
-    def fill_bank(self, samples: Sequence[Sample]) -> None:
-        """Keep the image tokens of some pictures for `spell`: made-up ones would leave the language model helpless before real ones."""
-        tokens = []
+    def fill_bank(self, samples: Iterable[Sample]) -> None:
+        """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
         training = self.training
         self.eval()
         with torch.no_grad():
             for sample in samples:
                 batch = to_device_batch([sample.inputs], self.processor, next(self.model.parameters()).device)
-                tokens.append(self.model.encode_images(batch.pixels_B3SS)[1].float())
+                image_tokens_1TD, regions_RKD = self._encode(batch)
+                kept = slice(0, _ROW_NAMES // 2)
+                self.bank.append(
+                    (image_tokens_1TD.float(), regions_RKD.float().mean(1)[kept], list(sample.names)[kept])
+                )
         self.train(training)
-        self.bank_ITD = torch.cat(tokens) if tokens else None
 
-    def _image_of_the_bank(self, names_ND: Tensor) -> Tensor:
-        """Return image_1TD: the tokens of one picture, half of the time disturbed."""
-        noise_TD = torch.randn(self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device) * names_ND.square().mean().sqrt()
-        if self.bank_ITD is None:
-            return noise_TD[None]
-        image_TD = self.bank_ITD[int(torch.randint(len(self.bank_ITD), ()))]
-        return (image_TD + noise_TD * max(0.0, float(torch.rand(())) - 0.5))[None]
+    def _drawn_from_bank(self, names_ND: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Return (image_1TD, regions_RD, their names) of one picture, the image half of the time disturbed."""
+        noise_TD = (
+            torch.randn(self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device)
+            * names_ND.square().mean().sqrt()
+        )
+        if not self.bank:
+            return noise_TD[None], names_ND[:0], []
+        image_1TD, regions_RD, names = self.bank[int(torch.randint(len(self.bank), ()))]
+        return image_1TD + noise_TD * max(0.0, float(torch.rand(())) - 0.5), regions_RD, names
 
     def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:
         """Next-token loss on the answers. Regions of an image share its prefix: one packed row, where a region sees the prefix and itself only."""
@@ -190,11 +227,16 @@ class TrainingStep(nn.Module):
             owner = torch.tensor(row.owners)
             owner_BT[i, :length] = owner
             before = torch.ones(length, length, dtype=torch.bool).tril()
-            visible_B1TT[i, 0, :length, :length] = before & ((owner[None, :] == PREFIX) | (owner[None, :] == owner[:, None]))
+            visible_B1TT[i, 0, :length, :length] = before & (
+                (owner[None, :] == PREFIX) | (owner[None, :] == owner[:, None])
+            )
         bias_B1TT = torch.zeros(visible_B1TT.shape, dtype=embeddings_BTD.dtype, device=device)
         bias_B1TT.masked_fill_(~visible_B1TT.to(device), torch.finfo(embeddings_BTD.dtype).min)
         logits_BTV = self.model.language_model(
-            inputs_embeds=embeddings_BTD, attention_mask=bias_B1TT, position_ids=positions_BT.to(device), use_cache=False
+            inputs_embeds=embeddings_BTD,
+            attention_mask=bias_B1TT,
+            position_ids=positions_BT.to(device),
+            use_cache=False,
         ).logits
         labels_BT = labels_BT.to(device)
         taken = labels_BT != IGNORED

@@ -40,7 +40,9 @@ class Lora(_Strict):
 class Augment(_Strict):
     """Changes of training regions. Probabilities are a region's; 0 switches a change off."""
 
-    geometry: float = Field(0.0, ge=0, le=1, description="turned up to 25 degrees, scaled 0.8 to 1.3, stretched, shifted")
+    geometry: float = Field(
+        0.0, ge=0, le=1, description="turned up to 25 degrees, scaled 0.8 to 1.3, stretched, shifted"
+    )
     mirror: float = Field(0.0, ge=0, le=0.5)
     colour: float = Field(0.0, ge=0, le=1, description="brightness, contrast, saturation, hue")
     grey: float = Field(0.0, ge=0, le=1)
@@ -48,7 +50,9 @@ class Augment(_Strict):
     outline: float = Field(0.0, ge=0, le=1, description="edges on white, as line drawings are")
     cutout: float = Field(0.0, ge=0, le=1, description="a rectangle is hidden, as an occluder would")
     box: float = Field(0.0, ge=0, le=1, description="the mask is replaced by its box")
-    keep: tuple[Share, Share] | None = Field(None, description="range of how much of the outside stays visible; none: the processor's own")
+    keep: tuple[Share, Share] | None = Field(
+        None, description="range of how much of the outside stays visible; none: the processor's own"
+    )
 
 
 class Stage(_Strict):
@@ -59,7 +63,9 @@ class Stage(_Strict):
     epochs: float = Field(1.0, gt=0)
     images_per_batch: int = Field(8, ge=1)
     steps: int | None = Field(None, ge=1, description="spell: optimizer steps, since there is no corpus to go through")
-    names_per_batch: int = Field(256, ge=1, description="spell: names said in a step, drawn evenly from the corpus's names")
+    names_per_batch: int = Field(
+        256, ge=1, description="spell: names said in a step, drawn evenly from the corpus's names"
+    )
     accumulate: int = Field(1, ge=1, description="batches whose gradients are averaged before a step")
     learning_rates: dict[str, Rate] = Field(min_length=1)
     lora: Lora | None = None
@@ -67,11 +73,15 @@ class Stage(_Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     dtype: Dtype = "float32"
-    per_category: int | None = Field(None, ge=1, description="at most this many regions of each category; images left without one are dropped")
+    per_category: int | None = Field(
+        None, ge=1, description="at most this many regions of each category; images left without one are dropped"
+    )
     max_regions_per_image: int = Field(32, ge=1)
     augment: Augment = Augment()
     batch_norm: Literal["frozen", "trained"] = "frozen"
-    tower_through_image: bool = Field(True, description="gradients reach the tower through the whole image too, not only through zoomed crops")
+    tower_through_image: bool = Field(
+        True, description="gradients reach the tower through the whole image too, not only through zoomed crops"
+    )
     temperature: float = Field(0.05, gt=0, description="align: divides cosines before the softmax over names")
     align_weight: float = Field(0.0, ge=0, description="instruct: weight of the align loss that is added")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
@@ -81,7 +91,9 @@ class Stage(_Strict):
     def _lora_is_trained(self) -> Stage:
         trains_language = any(name.split(".")[0] == "language_model" for name in self.learning_rates)
         if self.lora is not None and not (trains_language and self.objective == "instruct"):
-            raise ValueError("lora needs objective instruct and a learning rate of language_model, or it would stay untrained")
+            raise ValueError(
+                "lora needs objective instruct and a learning rate of language_model, or it would stay untrained"
+            )
         return self
 
     @model_validator(mode="after")
@@ -92,7 +104,11 @@ class Stage(_Strict):
 
     def check_names(self, weight_names: Collection[str]) -> None:
         """Raise InputError unless every name of learning_rates is a prefix of a model's weights; those of OPTIONAL_PARTS may be missing, not all."""
-        found = [prefix for prefix in self.learning_rates if any(name == prefix or name.startswith(f"{prefix}.") for name in weight_names)]
+        found = [
+            prefix
+            for prefix in self.learning_rates
+            if any(name == prefix or name.startswith(f"{prefix}.") for name in weight_names)
+        ]
         unknown = [prefix for prefix in self.learning_rates if prefix not in found and prefix not in OPTIONAL_PARTS]
         if unknown or not found:
             parts = sorted({name.split(".")[0] for name in weight_names})
@@ -131,18 +147,26 @@ def load_recipe(name_or_file: str) -> Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise InputError(f"--recipe {name_or_file}: no such file. Shipped recipes: {', '.join(shipped_recipes())}.") from error
+            raise InputError(
+                f"--recipe {name_or_file}: no such file. Shipped recipes: {', '.join(shipped_recipes())}."
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--recipe {name_or_file}: expected a readable YAML file, got: {error}. Check the path.") from error
+            raise InputError(
+                f"--recipe {name_or_file}: expected a readable YAML file, got: {error}. Check the path."
+            ) from error
     else:
         file = resources.files("rlabel").joinpath(f"recipes/{name_or_file}.yaml")
         if "/" in name_or_file or not file.is_file():
-            raise InputError(f"--recipe {name_or_file}: neither a file nor a shipped recipe. Shipped: {', '.join(shipped_recipes())}.")
+            raise InputError(
+                f"--recipe {name_or_file}: neither a file nor a shipped recipe. Shipped: {', '.join(shipped_recipes())}."
+            )
         text = file.read_text(encoding="utf-8")
     try:
         return Recipe.model_validate(yaml.safe_load(text))
     except (yaml.YAMLError, ValidationError) as error:
-        raise InputError(f"--recipe {name_or_file}: {_first_problem(error)}. See rlabel/recipes/mini.yaml for an example.") from error
+        raise InputError(
+            f"--recipe {name_or_file}: {_first_problem(error)}. See rlabel/recipes/mini.yaml for an example."
+        ) from error
 
 
 def shipped_recipes() -> list[str]:
