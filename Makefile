@@ -31,6 +31,7 @@ $(STAMP): setup.py constraints.txt
 
 # One process and one thread: what labels must be byte for byte does not hang on the machine's cores.
 test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = PASSIVE
 test: export HF_HUB_OFFLINE = 1
 test: $(ENV)
 	$(PYTHON) -m pytest --durations=10 $(PYTEST_ARGS)

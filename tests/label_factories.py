@@ -114,7 +114,7 @@ def start(module: str, arguments: Sequence[str], cwd: Path | None = None, **envi
 
 
 def wait_until(
-    reached: Callable[[], bool], process: subprocess.Popen[str] | None = None, timeout_s: float = 90.0
+    reached: Callable[[], bool], process: subprocess.Popen[str] | None = None, timeout_s: float = 180.0
 ) -> None:
     """Return as soon as something is so; fails with the process's words if it ends before."""
     end = time.monotonic() + timeout_s

@@ -13,6 +13,8 @@ from pycocotools.coco import COCO
 
 from label_factories import ROOT, Outcome, Setup, outputs, rlabel_here, save_model, start
 
+# Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
+pytestmark = pytest.mark.timeout(400)
 NUM_IMAGES = 6
 
 

@@ -27,6 +27,8 @@ from rlabel.run.progress import RunProgress
 from rlabel.storage import Store
 from run_factories import abstention, image_row, label, manifest, region
 
+# Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
+pytestmark = pytest.mark.timeout(400)
 NUM_SHARDS, IMAGES_PER_SHARD = 6, 2
 BAD_IMAGE = 7  # the first of shard 3
 

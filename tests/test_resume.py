@@ -14,6 +14,8 @@ import pytest
 
 from label_factories import ROOT, Setup, outputs, rlabel_here, save_model, shard_files, start, wait_until
 
+# Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
+pytestmark = pytest.mark.timeout(400)
 NUM_SHARDS = 24
 # On a machine with more to do than it has cores, everything takes longer.
 SOON_S = 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -277,7 +277,10 @@ def test_stopped_training_goes_on_with_the_same_command_to_the_same_weights(
     for _ in range(2):
         result = call.run(storage=storage)
         assert result.exit_code == 130
-        assert "the same command goes on from the last checkpoint" in result.stderr
+        assert (
+            result.stderr.splitlines()[-1]
+            == "rlabel: stopped; what is done stays. Run the same command again to go on."
+        )
         assert not (call.out / "config.json").exists()
     result = call.run(storage=storage)
     assert result.exit_code == 0, result.output

@@ -208,17 +208,16 @@ def test_signal_ends_training_here_and_in_the_workers(
 ) -> None:
     """Ray Train takes SIGINT for itself and lets the process end with exit code 0, as if it had finished."""
     endless = recipe(stage(epochs=10_000, images_per_batch=1))
-    number = getattr(signal, name)
-    before = signal.getsignal(number)
+    before = signal.getsignal(signal.SIGINT)
 
     def send() -> None:
         _wait_until(lambda: bool(_lines(tmp_path)))
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=send, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         train_on_ray(files.job(model, endless), placement(tmp_path), lambda folder: None)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGINT) is before
     time.sleep(2)
     told = len(_lines(tmp_path))
     time.sleep(2)  # twenty steps take a second

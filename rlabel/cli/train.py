@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from rlabel.cli.options import Stopped, ends_cleanly, settings_options, stop_on_sigterm
+from rlabel.cli.options import ends_cleanly, settings_options, stop_on_sigterm
 from rlabel.config import TrainSettings, load_settings
 from rlabel.errors import InputError, StorageError, UsageError
 from rlabel.storage import MissingFile, Store, open_url
@@ -93,14 +93,10 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     _check_corpora(job)
     if not out.put_if_absent(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()):
         _is_finished(out, settings.out, record)  # another command may have claimed the folder meanwhile
-    try:
-        if settings.no_ray:
-            _train_here(settings, job, out, fingerprint)
-        else:
-            _train_on_ray(settings, job, out, fingerprint)
-    except (KeyboardInterrupt, Stopped):
-        print("rlabel: training stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        raise
+    if settings.no_ray:
+        _train_here(settings, job, out, fingerprint)
+    else:
+        _train_on_ray(settings, job, out, fingerprint)
     print(f"rlabel: wrote {settings.out}; label with: rlabel label --model {settings.out} ...", file=sys.stderr)
 
 
