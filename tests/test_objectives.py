@@ -265,9 +265,37 @@ def test_gradients_reach_the_named_part_and_no_other(tmp_path: Path, objective: 
     assert freed == {part, "zoom_connector"}
 
 
+@pytest.mark.parametrize("banked", [False, True])
+def test_spelling_trains_the_language_model_alone_by_answers_alone(tmp_path: Path, banked: bool) -> None:
+    made = tiny()
+    step = training_step(made, stage("spell", learning_rates=rates(*PARTS)))
+    if banked:
+        step.fill_bank(samples_of(tmp_path, made[1]))
+    torch.manual_seed(0)
+    tap = Tap(made[0])
+    result = step(["cat", "fire hydrant"] * 10)
+    result.loss.backward()
+    reached = {
+        name.split(".")[0]
+        for name, parameter in made[0].named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+    assert reached == {"language_model"}
+    assert tap.logits.grad is not None
+    # Rows of 16 names: 16 and 4; pictures of the bank take the places of some and their three names are said too.
+    assert result.num_regions == 20 if not banked else 19 <= result.num_regions <= 23
+    if not banked:
+        num_answer_tokens = 10 * sum(len(made[1].answer_ids(name)) for name in ("cat", "fire hydrant"))
+        assert int((tap.logits.grad.abs().sum(-1) > 0).sum()) == num_answer_tokens
+    torch.manual_seed(0)
+    assert step(["cat", "fire hydrant"] * 10).loss.item() == result.loss.item()
+
+
 def test_the_longest_name_decides_a_learning_rate() -> None:
     model, _ = tiny()
-    groups = _parameter_groups(model, stage(learning_rates={"language_model": 1e-3, "language_model.lm_head": 1e-5}))
+    groups = _parameter_groups(
+        model, stage("instruct", learning_rates={"language_model": 1e-3, "language_model.lm_head": 1e-5})
+    )
     by_rate: dict[Any, list[Any]] = {group["lr"]: list(group["params"]) for group in groups}  # type: ignore[call-overload]
     assert [parameter is model.language_model.lm_head.weight for parameter in by_rate[1e-5]] == [True]
     assert len(by_rate[1e-3]) == len(list(model.language_model.parameters())) - 1

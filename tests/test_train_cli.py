@@ -18,7 +18,8 @@ from rlabel.cli import train as cli
 from rlabel.cli.main import main
 from rlabel.cli.options import Stopped
 from rlabel.storage import Store
-from rlabel.training.loop import LocalSurroundings, Progress
+from rlabel.training.loop import LocalSurroundings
+from rlabel.training.progress import Progress
 from rlabel.training.recipe import Recipe
 from train_factories import (
     CATEGORIES,

@@ -29,6 +29,7 @@ from rlabel.storage import Store
 from rlabel.training.augment import Augment
 from rlabel.training.dataset import (
     BatchDataset,
+    NameDataset,
     Sample,
     TrainCorpus,
     cap_per_category,
@@ -254,6 +255,21 @@ def test_fading_draws_stay_in_their_range_and_hang_on_the_sample_alone(tmp_path:
     assert keeps.min() >= 0.2
     assert keeps.max() <= 0.3
     assert torch.equal(fade_keeps(batch[2:], (0.2, 0.3)), keeps[4:])
+
+
+def test_batches_of_names_are_the_same_whoever_makes_them_and_differ_by_rank() -> None:
+    made = stage("spell", steps=5, accumulate=2, names_per_batch=7)
+    names = ["b", "a", "c", "a"]
+    whole = NameDataset(names, made, 3, 0)
+    batches = [whole[number] for number in range(len(whole))]
+    assert [len(batch) for batch in batches] == [7] * 10
+    assert {name for batch in batches for name in batch} == {"a", "b", "c"}
+    tail = NameDataset(reversed_names := names[::-1], made, 3, 0)
+    tail.first_batch = 6
+    assert [tail[number] for number in range(len(tail))] == batches[6:]
+    assert reversed_names != names
+    assert NameDataset(names, made, 3, 1)[0] != batches[0]
+    assert made.num_steps(1000, 4) == 5
 
 
 @pytest.fixture()

@@ -174,7 +174,7 @@ def test_two_workers_hold_equal_weights_those_of_one_process_that_accumulates(
     assert largest_difference(*ranks) == 0
     saved = weights(tmp_path / "out")
     assert largest_difference(saved, weights(model)) > 1e-3
-    assert largest_difference(saved, plain(files, model, course(accumulate=2), tmp_path / "plain")) < 1e-4
+    assert largest_difference(saved, plain(files, model, course(accumulate=2), tmp_path / "plain")) < 1e-6
 
 
 def test_worker_of_a_killed_driver_stops_when_another_has_taken_over(tmp_path: Path) -> None:
@@ -202,9 +202,22 @@ def test_error_in_a_worker_is_one_sentence_with_its_cause(
     assert len(text) < 600
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signal_ends_training_here_and_in_the_workers(
-    local_ray: ModuleType, tmp_path: Path, files: Files, model: Path, name: str
+def test_sigterm_interrupts_ray_s_waiting_as_ctrl_c_does() -> None:
+    class Endless:
+        controller = None
+
+        def fit(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        cluster._fit(Endless())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_ends_training_here_and_in_the_workers(
+    local_ray: ModuleType, tmp_path: Path, files: Files, model: Path
 ) -> None:
     """Ray Train takes SIGINT for itself and lets the process end with exit code 0, as if it had finished."""
     endless = recipe(stage(epochs=10_000, images_per_batch=1))
@@ -232,14 +245,14 @@ def write_recipe(path: Path, of: Recipe) -> Path:
     return path
 
 
-@pytest.mark.timeout(400)  # three processes, two of which start a Ray of their own
+@pytest.mark.timeout(400)  # two processes, each with a Ray of its own
 def test_killed_driver_goes_on_with_the_same_command_to_the_weights_of_an_undisturbed_run(
     tmp_path: Path, files: Files, model: Path
 ) -> None:
     out, storage = tmp_path / "out", tmp_path / "elsewhere"
     slow = course()
     slow = slow.model_copy(
-        update={"stages": [one.model_copy(update={"epochs": 15.0, "checkpoint_every": 10}) for one in slow.stages]}
+        update={"stages": [one.model_copy(update={"epochs": 10.0, "checkpoint_every": 10}) for one in slow.stages]}
     )
     command = [
         sys.executable, "-m", "rlabel.cli.main", "train", "--images", str(files.images), "--annotations", str(files.annotations),
@@ -248,7 +261,7 @@ def test_killed_driver_goes_on_with_the_same_command_to_the_weights_of_an_undist
     with (tmp_path / "first.txt").open("w") as said:
         first = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
         try:
-            _wait_until(lambda: len(_lines(out)) >= 2 or first.poll() is not None)
+            _wait_until(lambda: any(storage.glob("rlabel-*/*snapshot.json")) or first.poll() is not None)
         finally:
             first.kill()
             first.wait()
@@ -265,13 +278,9 @@ def test_killed_driver_goes_on_with_the_same_command_to_the_weights_of_an_undist
     told = [line.split()[1:3] for line in second.stderr.splitlines() if "regions/s" in line]
     kept = [[line["stage"], f"{line['step']}/{line['num_steps']}"] for line in map(json.loads, _lines(out))]
     assert told == kept[-len(told) :]
-    assert ["align", "10/60"] in kept[: -len(told)]
-    assert ["align", "10/60"] not in told
+    assert ["align", "10/40"] in kept[: -len(told)]
+    assert ["align", "10/40"] not in told
     assert largest_difference(weights(out), plain(files, model, slow, tmp_path / "plain")) == 0
-
-    third = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert third.returncode == 0
-    assert "holds the finished model of exactly these settings" in third.stderr
 
 
 def _lines(out: Path) -> list[str]:

@@ -19,8 +19,9 @@ from factories import coco_file
 from rlabel.regiongpt.assembly import save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.loop import Progress, TrainJob
+from rlabel.training.loop import TrainJob
 from rlabel.training.objectives import TrainingStep
+from rlabel.training.progress import Progress
 from rlabel.training.recipe import Recipe, Stage
 
 # One colour a category, so that a tiny model can tell them apart.
@@ -105,9 +106,12 @@ def tiny_folder(folder: Path, **more: Any) -> Path:
 
 
 def stage(objective: str = "align", **more: Any) -> Stage:
-    parts = (
-        ("connector", "zoom_connector") if objective == "align" else ("connector", "zoom_connector", "language_model")
-    )
+    parts: tuple[str, ...] = ("connector", "zoom_connector")
+    if objective == "instruct":
+        parts = (*parts, "language_model")
+    if objective == "spell":
+        parts = ("language_model",)
+        more = {"steps": 2, "names_per_batch": 20, **more}
     fields = {
         "name": objective,
         "objective": objective,

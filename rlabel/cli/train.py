@@ -282,7 +282,7 @@ class _followed:
         return new
 
     def _print(self) -> None:
-        from rlabel.training.loop import Progress, progress_text
+        from rlabel.training.progress import Progress, progress_text
 
         for line in self._lines():
             try:

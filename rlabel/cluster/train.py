@@ -18,7 +18,8 @@ from rlabel.storage import Store
 if TYPE_CHECKING:
     import torch
 
-    from rlabel.training.loop import Progress, TrainJob
+    from rlabel.training.loop import TrainJob
+    from rlabel.training.progress import Progress
 
 
 ATTEMPT = ".attempt"
@@ -77,7 +78,7 @@ class RaySurroundings:
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
         import ray.train
 
-        from rlabel.training.loop import append_progress
+        from rlabel.training.progress import append_progress
 
         if self.rank == 0:
             self._refuse_if_superseded()

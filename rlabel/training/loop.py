@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from rlabel.errors import RunError
+from rlabel.errors import InputError, RunError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
@@ -38,6 +37,7 @@ from rlabel.training.dataset import (
     load_corpus,
 )
 from rlabel.training.objectives import TrainingStep, learning_rate_share
+from rlabel.training.progress import Meter, Progress, append_progress, progress_text
 from rlabel.training.recipe import Recipe, Stage
 
 
@@ -55,20 +55,6 @@ class TrainJob:
     val_annotations_url: str | None = None
     val_limit: int = 100
     num_loader_workers: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One line of the training log: means since the line before. num_unusable: pictures that gave no region to train on."""
-
-    stage: str
-    step: int
-    num_steps: int
-    loss: float
-    train_accuracy: float
-    regions_per_s: float
-    val_accuracy: float | None = None
-    num_unusable: int = 0
 
 
 # A person who watches wants a line at least so often.
@@ -167,7 +153,7 @@ def _run_stage(
         step_module.fill_bank(sample for sample in pictures if sample is not None)
     wrapped = surroundings.wrap(step_module)
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-    meter = _Meter()
+    meter = Meter()
     batches: Iterator[list[Sample] | list[str]] = iter(loader)
     num_refused = 0
     model.train()
@@ -179,6 +165,11 @@ def _run_stage(
         torch.manual_seed(int(np.random.SeedSequence((job.seed, number, step, surroundings.rank)).generate_state(1)[0]))
         for samples in islice(batches, stage.accumulate):
             result = wrapped(samples)
+            if not result.loss.requires_grad:
+                raise InputError(
+                    f"recipe, stage {stage.name}: nothing that learning_rates names ({', '.join(stage.learning_rates)}) takes part in "
+                    f"objective {stage.objective} of this model. Name a part that does."
+                )
             (result.loss / stage.accumulate).backward()
             meter.add(float(result.loss.detach()), result.num_right, result.num_regions)
             if stage.objective != "spell":
@@ -294,54 +285,6 @@ def _validate(step: TrainingStep, corpus: TrainCorpus, surroundings: Surrounding
     return right / max(total, 1)
 
 
-class _Meter:
-    """Running means since the last progress line."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.losses: list[float] = []
-        self.right = self.total = self.num_unusable = 0
-        self.since = time.monotonic()
-
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self.since
-
-    def add(self, loss: float, right: int, total: int) -> None:
-        if total:
-            self.losses.append(loss)
-        self.right += right
-        self.total += total
-
-    def progress(self, stage: str, step: int, num_steps: int, val_accuracy: float | None) -> Progress:
-        line = Progress(
-            stage=stage,
-            step=step,
-            num_steps=num_steps,
-            loss=sum(self.losses) / max(len(self.losses), 1),
-            train_accuracy=self.right / max(self.total, 1),
-            regions_per_s=self.total / max(self.age_s, 1e-9),
-            val_accuracy=val_accuracy,
-            num_unusable=self.num_unusable,
-        )
-        self.reset()
-        return line
-
-
-def progress_text(progress: Progress) -> str:
-    """Return one line for a log."""
-    validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
-    unusable = (
-        f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
-    )
-    return (
-        f"{progress.stage} {progress.step}/{progress.num_steps}  loss {progress.loss:.3f}  "
-        f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s{unusable}"
-    )
-
-
 class LocalSurroundings:
     """One process, checkpoints in a local folder (none: nothing is kept), progress lines in log (progress.jsonl of that folder). Used without Ray."""
 
@@ -381,13 +324,6 @@ class LocalSurroundings:
         writing.rename(self.folder / f"checkpoint-{number:06d}")
         for old in kept[: 1 - _KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def append_progress(log: Path, progress: Progress) -> None:
-    """Add a line to a log of JSON lines. After a resume the steps since the last checkpoint come again: the later line counts."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(progress)) + "\n")
 
 
 def write_model(

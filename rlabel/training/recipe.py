@@ -97,6 +97,15 @@ class Stage(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _something_learns(self) -> Stage:
+        parts = {name.split(".")[0] for name in self.learning_rates}
+        if self.objective == "align" and parts == {"language_model"}:
+            raise ValueError("align makes no language model pass; learning_rates must name another part")
+        if self.objective == "spell" and "language_model" not in parts:
+            raise ValueError("spell trains the language model alone; learning_rates must name it")
+        return self
+
+    @model_validator(mode="after")
     def _spell_has_steps(self) -> Stage:
         if (self.objective == "spell") != (self.steps is not None):
             raise ValueError("steps belongs to objective spell, which needs it; the others take epochs")

@@ -1,0 +1,77 @@
+"""Progress lines of a training: measured between two lines, logged as JSON lines, told as text."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One line of the training log: means since the line before. num_unusable: pictures that gave no region to train on."""
+
+    stage: str
+    step: int
+    num_steps: int
+    loss: float
+    train_accuracy: float
+    regions_per_s: float
+    val_accuracy: float | None = None
+    num_unusable: int = 0
+
+
+class Meter:
+    """Running means since the last progress line."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.losses: list[float] = []
+        self.right = self.total = self.num_unusable = 0
+        self.since = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
+    def add(self, loss: float, right: int, total: int) -> None:
+        if total:
+            self.losses.append(loss)
+        self.right += right
+        self.total += total
+
+    def progress(self, stage: str, step: int, num_steps: int, val_accuracy: float | None) -> Progress:
+        line = Progress(
+            stage=stage,
+            step=step,
+            num_steps=num_steps,
+            loss=sum(self.losses) / max(len(self.losses), 1),
+            train_accuracy=self.right / max(self.total, 1),
+            regions_per_s=self.total / max(self.age_s, 1e-9),
+            val_accuracy=val_accuracy,
+            num_unusable=self.num_unusable,
+        )
+        self.reset()
+        return line
+
+
+def progress_text(progress: Progress) -> str:
+    """Return one line for a log."""
+    validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
+    unusable = (
+        f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
+    )
+    return (
+        f"{progress.stage} {progress.step}/{progress.num_steps}  loss {progress.loss:.3f}  "
+        f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s{unusable}"
+    )
+
+
+def append_progress(log: Path, progress: Progress) -> None:
+    """Add a line to a log of JSON lines. After a resume the steps since the last checkpoint come again: the later line counts."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(progress)) + "\n")
