@@ -277,8 +277,9 @@ def test_killed_driver_goes_on_with_the_same_command_to_the_weights_of_an_undist
     # Old lines are not told again, and the work up to the last checkpoint is not done again.
     told = [line.split()[1:3] for line in second.stderr.splitlines() if "regions/s" in line]
     kept = [[line["stage"], f"{line['step']}/{line['num_steps']}"] for line in map(json.loads, _lines(out))]
-    assert told == kept[-len(told) :]
-    assert ["align", "10/40"] in kept[: -len(told)]
+    # Workers may outlive a killed driver and finish its stages: then the second start has little or nothing left to tell.
+    assert told == kept[len(kept) - len(told) :]
+    assert ["align", "10/40"] in kept
     assert ["align", "10/40"] not in told
     assert largest_difference(weights(out), plain(files, model, slow, tmp_path / "plain")) == 0
 
