@@ -22,34 +22,14 @@ from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
 from rlabel.prompts.templates import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.dataset import BatchDataset, Sample, load_corpus
+from rlabel.training.dataset import Sample
 from rlabel.training.loop import _parameter_groups
 from rlabel.training.objectives import TrainingStep, learning_rate_share
-from rlabel.training.recipe import Stage
-from train_factories import COLOURS, PARTS, labeled_corpus, stage, tiny
+from train_factories import COLOURS, PARTS, Tap, rates, samples_of, stage, tiny, training_step
 
 CPU = torch.device("cpu")
 NAMES = list(COLOURS)
 Made = tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]
-
-
-def samples_of(
-    folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any
-) -> list[Sample]:
-    files = labeled_corpus(folder, num_images, regions)
-    corpus = load_corpus(str(files.images), str(files.annotations))
-    made = stage(images_per_batch=num_images, **more)
-    return BatchDataset(corpus, processor, made, 3, 0, 1)[0]
-
-
-def training_step(made: Made, of: Stage) -> TrainingStep:
-    """Return a step whose model is frozen and freed as the loop does it."""
-    _parameter_groups(made[0], of)
-    return TrainingStep(*made, of, NAMES).train()
-
-
-def rates(*parts: str) -> dict[str, float]:
-    return dict.fromkeys(parts, 1e-3)
 
 
 # ---- align
@@ -99,21 +79,6 @@ def test_a_name_is_the_mean_input_embedding_of_its_tokens_without_the_end_token(
 
 
 # ---- instruct
-
-
-class Tap:
-    """Keeps the logits of the language model's last pass, with their gradient."""
-
-    def __init__(self, model: RegionGPTForConditionalGeneration) -> None:
-        self.logits = torch.empty(0)
-        self.num_rows = 0
-        model.language_model.register_forward_hook(self.keep)
-
-    def keep(self, _module: object, _inputs: object, output: Any) -> None:
-        self.logits = output.logits
-        if self.logits.requires_grad:
-            self.logits.retain_grad()
-        self.num_rows += len(output.logits)
 
 
 def logits_alone(made: Made, sample: Sample, region: int, prompt_ids: list[int], answer: list[int]) -> Tensor:
@@ -263,32 +228,6 @@ def test_gradients_reach_the_named_part_and_no_other(tmp_path: Path, objective: 
     assert reached == {part, "zoom_connector"} - ({"language_model"} if objective == "align" else set())
     freed = {name.split(".")[0] for name, parameter in made[0].named_parameters() if parameter.requires_grad}
     assert freed == {part, "zoom_connector"}
-
-
-@pytest.mark.parametrize("banked", [False, True])
-def test_spelling_trains_the_language_model_alone_by_answers_alone(tmp_path: Path, banked: bool) -> None:
-    made = tiny()
-    step = training_step(made, stage("spell", learning_rates=rates(*PARTS)))
-    if banked:
-        step.fill_bank(samples_of(tmp_path, made[1]))
-    torch.manual_seed(0)
-    tap = Tap(made[0])
-    result = step(["cat", "fire hydrant"] * 10)
-    result.loss.backward()
-    reached = {
-        name.split(".")[0]
-        for name, parameter in made[0].named_parameters()
-        if parameter.grad is not None and parameter.grad.any()
-    }
-    assert reached == {"language_model"}
-    assert tap.logits.grad is not None
-    # Rows of 16 names: 16 and 4; pictures of the bank take the places of some and their three names are said too.
-    assert result.num_regions == 20 if not banked else 19 <= result.num_regions <= 23
-    if not banked:
-        num_answer_tokens = 10 * sum(len(made[1].answer_ids(name)) for name in ("cat", "fire hydrant"))
-        assert int((tap.logits.grad.abs().sum(-1) > 0).sum()) == num_answer_tokens
-    torch.manual_seed(0)
-    assert step(["cat", "fire hydrant"] * 10).loss.item() == result.loss.item()
 
 
 def test_the_longest_name_decides_a_learning_rate() -> None:
@@ -446,3 +385,15 @@ def test_learning_rate_rises_to_the_peak_then_falls_and_every_step_learns(num_st
     assert all(0 < share <= 1 for share in shares)
     assert shares[: top + 1] == sorted(shares[: top + 1])
     assert shares[top:] == sorted(shares[top:], reverse=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropped_out_regions_keep_their_crop_alone_while_training(tmp_path: Path, training: bool) -> None:
+    made = tiny()
+    step = training_step(made, stage(pooled_dropout=1.0)).train(training)
+    batch = to_device_batch([sample.inputs for sample in samples_of(tmp_path, made[1])], made[1], CPU)
+    with torch.no_grad():
+        _, tokens_RKD = step._encode(batch)
+        assert batch.zoom_pixels_Z3SS is not None and batch.zoom_masks_ZSS is not None
+        crops_RKD = made[0].encode_zooms(batch.zoom_pixels_Z3SS, batch.zoom_masks_ZSS)
+    assert torch.allclose(tokens_RKD, crops_RKD, atol=1e-6) == training

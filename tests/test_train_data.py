@@ -343,3 +343,36 @@ def test_validation_fades_crops_as_labeling_does_whatever_training_draws(tmp_pat
     assert wanted is not None and trained is not None and validated is not None
     assert torch.equal(validated, wanted)
     assert not torch.equal(trained, wanted)
+
+
+def test_the_whole_picture_is_mirrored_together_with_its_masks(tmp_path: Path) -> None:
+    _, processor = tiny()
+    files = labeled_corpus(tmp_path, num_images=1, regions_per_image=2)
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    plain = BatchDataset(corpus, processor, stage(), 0, 0, 1).sample(0, 0, None)
+    assert plain is not None
+    changed = BatchDataset(corpus, processor, stage(), 0, 0, 1)
+    seen = set()
+    for epoch in range(12):
+        sample = changed.sample(0, epoch, Augment(mirror=0.5))
+        assert sample is not None
+        mirrored = not torch.equal(sample.inputs.region_masks_RGG, plain.inputs.region_masks_RGG)
+        seen.add(mirrored)
+        pixels, masks = sample.inputs.pixels_3SS, sample.inputs.region_masks_RGG
+        if mirrored:
+            pixels, masks = pixels.flip(-1), masks.flip(-1)
+        assert torch.equal(masks, plain.inputs.region_masks_RGG)
+        assert torch.allclose(pixels, plain.inputs.pixels_3SS, atol=1e-5)
+    assert seen == {True, False}
+
+
+def test_the_whole_picture_changes_colour_but_keeps_its_edges(tmp_path: Path) -> None:
+    _, processor = tiny()
+    files = labeled_corpus(tmp_path, num_images=1)
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    data = BatchDataset(corpus, processor, stage(), 0, 0, 1)
+    plain, grey, same = (data.sample(0, 0, augment) for augment in (None, Augment(grey=1.0), Augment(outline=1.0)))
+    assert plain is not None and grey is not None and same is not None
+    levels_3SS = processor.image_processor.denormalise(grey.inputs.pixels_3SS)
+    assert torch.equal(levels_3SS[0], levels_3SS[1]) and torch.equal(levels_3SS[1], levels_3SS[2])
+    assert torch.allclose(same.inputs.pixels_3SS, plain.inputs.pixels_3SS, atol=1e-5)

@@ -19,7 +19,8 @@ from factories import coco_file
 from rlabel.regiongpt.assembly import save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.loop import TrainJob
+from rlabel.training.dataset import BatchDataset, Sample, load_corpus
+from rlabel.training.loop import TrainJob, _parameter_groups, train
 from rlabel.training.objectives import TrainingStep
 from rlabel.training.progress import Progress
 from rlabel.training.recipe import Recipe, Stage
@@ -126,6 +127,40 @@ def recipe(*stages: Stage) -> Recipe:
     return Recipe(name="test", stages=list(stages))
 
 
+def samples_of(
+    folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any
+) -> list[Sample]:
+    files = labeled_corpus(folder, num_images, regions)
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    made = stage(images_per_batch=num_images, **more)
+    return BatchDataset(corpus, processor, made, 3, 0, 1)[0]
+
+
+def training_step(made: tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor], of: Stage) -> TrainingStep:
+    """Return a step whose model is frozen and freed as the loop does it."""
+    _parameter_groups(made[0], of)
+    return TrainingStep(*made, of, list(COLOURS)).train()
+
+
+def rates(*parts: str) -> dict[str, float]:
+    return dict.fromkeys(parts, 1e-3)
+
+
+class Tap:
+    """Keeps the logits of the language model's last pass, with their gradient."""
+
+    def __init__(self, model: RegionGPTForConditionalGeneration) -> None:
+        self.logits = torch.empty(0)
+        self.num_rows = 0
+        model.language_model.register_forward_hook(self.keep)
+
+    def keep(self, _module: object, _inputs: object, output: Any) -> None:
+        self.logits = output.logits
+        if self.logits.requires_grad:
+            self.logits.retain_grad()
+        self.num_rows += len(output.logits)
+
+
 class Killed(Exception):
     """The process died here."""
 
@@ -141,6 +176,7 @@ class Place:
         self.folder = folder
         self.die_at_report = die_at_report
         self.progress: list[Progress] = []
+        self.notes: list[str] = []
 
     @property
     def steps(self) -> list[tuple[str, int]]:
@@ -154,11 +190,19 @@ class Place:
         return done[-1] if done else None
 
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
+        if progress.note:
+            self.notes.append(progress.note)
+            return
         self.progress.append(progress)
         if write_checkpoint is not None:
             write_checkpoint(self.folder / f"c{len(list(self.folder.glob('c*'))):03d}")
         if len(self.progress) == self.die_at_report:
             raise Killed
+
+
+def place(folder: Path, die_at_report: int | None = None) -> Place:
+    folder.mkdir(exist_ok=True)
+    return Place(folder, die_at_report)
 
 
 def weights(model: nn.Module | Path) -> dict[str, Tensor]:
@@ -173,3 +217,7 @@ def weights(model: nn.Module | Path) -> dict[str, Tensor]:
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     assert left.keys() == right.keys()
     return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+def trained(job: Any, folder: Path) -> dict[str, torch.Tensor]:
+    return weights(train(job, place(folder))[0])

@@ -16,7 +16,7 @@ from rlabel.errors import UsageError
 @click.option(
     "--vision",
     required=True,
-    help="Folder or hub id of a vision model (SigLIP, CLIP, DINOv2, ...), or efficientnet-lite0.",
+    help="Folder or hub id of a vision model (SigLIP, CLIP, DINOv2, ...), or efficientnet-lite0 to -lite2.",
 )
 @click.option("--llm", required=True, help="Folder or hub id of a causal language model, smollm2-135m, or tiny.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Model folder to write.")

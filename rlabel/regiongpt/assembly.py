@@ -14,7 +14,7 @@ from rlabel.prompts.templates import IMAGE, REGION
 from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import ConnectorKind, RegionGPTConfig
 from rlabel.regiongpt.modeling import Connector, RegionGPTForConditionalGeneration
-from rlabel.regiongpt.parts import LITE0, TINY, add_special_tokens, load_language, load_vision
+from rlabel.regiongpt.parts import LITE0, LITE_TOWERS, TINY, add_special_tokens, load_language, load_vision
 from rlabel.regiongpt.processing import RegionGPTImageProcessor, RegionGPTProcessor, ZoomWhich
 
 
@@ -51,7 +51,7 @@ def assemble(
     tower = load_vision(vision)
     language = load_language(llm, tokenizer_texts)
     add_special_tokens(language)
-    lite = vision == LITE0
+    lite = vision in LITE_TOWERS
     # Stride 16 pools small regions far better than stride 32 in the Lite towers; ViTs take the second-to-last layer (RegionGPT, section 3.1).
     layer = options.vision_feature_layer if options.vision_feature_layer is not None else (-4 if lite else -2)
     zoom_layers = options.zoom_feature_layers or ((-4, -1) if lite else (layer,))

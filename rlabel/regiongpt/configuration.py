@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
@@ -13,6 +14,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
     """EfficientNet-Lite: MBConv blocks without squeeze-and-excitation, ReLU6 (Tan and Le 2019; the Lite variants of TensorFlow's TPU models).
 
     stages: rows of (blocks, kernel, stride, expansion, channels); the defaults are Lite0, 3.4 M parameters without the classifier.
+    folded: batch norms are folded into the convolutions (see `efficientnet_lite.fold`); there are none left to train or freeze.
     """
 
     model_type = "efficientnet_lite"
@@ -25,6 +27,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
         head_channels: int = 1280,
         batch_norm_eps: float = 1e-3,
         batch_norm_momentum: float = 0.01,
+        folded: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_size = image_size
@@ -41,7 +44,20 @@ class EfficientNetLiteConfig(PretrainedConfig):
         self.head_channels = head_channels
         self.batch_norm_eps = batch_norm_eps
         self.batch_norm_momentum = batch_norm_momentum
+        self.folded = folded
         super().__init__(**kwargs)
+
+    @classmethod
+    def scaled(cls, width: float, depth: float) -> EfficientNetLiteConfig:
+        """Return Lite0 widened and deepened (Tan and Le 2019, section 3.3; the Lite variants keep the stem, the head and the first and last stage's depth)."""
+        stages = cls().stages
+        for index, stage in enumerate(stages):
+            if 0 < index < len(stages) - 1:
+                stage[0] = math.ceil(stage[0] * depth)
+            # To a multiple of 8, and never more than a tenth below.
+            channels = max(8, int(stage[4] * width + 4) // 8 * 8)
+            stage[4] = channels if channels >= 0.9 * stage[4] * width else channels + 8
+        return cls(stages=stages)
 
     @property
     def layer_channels(self) -> list[int]:

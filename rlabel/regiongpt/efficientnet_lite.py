@@ -5,12 +5,14 @@ Legend: B images, C channels, H x W pixels of a map.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -49,8 +51,10 @@ class _ConvNorm(nn.Sequential):
         act: bool = True,
     ) -> None:
         layers: list[nn.Module] = [
-            SameConv2d(c_in, c_out, kernel, stride, groups=groups, bias=False),
-            nn.BatchNorm2d(c_out, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum),
+            SameConv2d(c_in, c_out, kernel, stride, groups=groups, bias=config.folded),
+            nn.Identity()
+            if config.folded
+            else nn.BatchNorm2d(c_out, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum),
         ]
         if act:
             layers.append(nn.ReLU6(inplace=True))
@@ -124,6 +128,19 @@ class EfficientNetLiteModel(PreTrainedModel):
         maps = self.feature_maps(pixel_values, range(num_layers))
         states = tuple(maps[index] for index in range(num_layers))
         return BaseModelOutput(last_hidden_state=states[-1], hidden_states=states if output_hidden_states else None)
+
+
+@torch.no_grad()
+def fold(tower: EfficientNetLiteModel) -> EfficientNetLiteModel:
+    """Return the same function with each batch norm's statistics and scale folded into its convolution: a quarter less work, and nothing to freeze."""
+    config = copy.deepcopy(tower.config)
+    config.folded = True
+    folded = EfficientNetLiteModel(config)
+    for made, given in zip(folded.modules(), tower.modules(), strict=True):
+        if isinstance(made, _ConvNorm) and isinstance(given, _ConvNorm):
+            fused = fuse_conv_bn_eval(cast(nn.Conv2d, given[0]).eval(), cast(nn.BatchNorm2d, given[1]).eval())
+            made[0].load_state_dict(fused.state_dict())
+    return folded.eval()
 
 
 def convert_published_weights(published: Mapping[str, Tensor], config: EfficientNetLiteConfig) -> dict[str, Tensor]:

@@ -176,10 +176,12 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         zoom_pixels_ZCSS: Tensor | None = None,
         zoom_masks_ZSS: Tensor | None = None,
         zoom_region_index_Z: Tensor | None = None,
+        pooled_keep_Z: Tensor | None = None,
     ) -> Tensor:
         """Return region_tokens_RKD.
 
         region_masks_RGG: float in [0, 1], the share of each map cell inside the region. Zoomed crops join the tokens of the regions they name.
+        pooled_keep_Z: factor on top of zoom_pooled_weight for the mask-pooled part of each zoomed region (training drops it at random); None: 1.
         """
         num_tokens = self.config.tokens_per_region
         if region_masks_RGG.shape[-1] != maps_BCGG.shape[-1]:
@@ -200,6 +202,8 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             zoomed_ZKD = self.encode_zooms(zoom_pixels_ZCSS, zoom_masks_ZSS)
             pooled_weight_R = torch.ones(len(tokens_RKD), dtype=tokens_RKD.dtype, device=tokens_RKD.device)
             pooled_weight_R[zoom_region_index_Z] = self.config.zoom_pooled_weight
+            if pooled_keep_Z is not None:
+                pooled_weight_R[zoom_region_index_Z] *= pooled_keep_Z.to(pooled_weight_R.dtype)
             tokens_RKD = tokens_RKD * pooled_weight_R[:, None, None]
             tokens_RKD = tokens_RKD.index_add(0, zoom_region_index_Z, zoomed_ZKD.to(tokens_RKD.dtype))
         return tokens_RKD

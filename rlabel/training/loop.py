@@ -149,7 +149,14 @@ def _run_stage(
     step_module = TrainingStep(model, processor, stage, list(corpus.names.values()))
     if stage.objective == "spell":
         seen = BatchDataset(sampled, processor, stage, job.seed, 0, 1)
-        pictures = (seen.sample(index, 0, None) for index in range(min(_BANK_IMAGES, len(sampled.images))))
+        num_pictures = min(_BANK_IMAGES, len(sampled.images))
+        note = f"encodes {num_pictures} pictures, once"
+        waits = Progress(
+            stage=stage.name, step=first_step, num_steps=num_steps, loss=0, train_accuracy=0, regions_per_s=0, note=note
+        )
+        surroundings.report(waits, None)
+        own = range(surroundings.rank, num_pictures, surroundings.world_size)
+        pictures = (seen.sample(index, 0, stage.augment) for index in own)
         step_module.fill_bank(sample for sample in pictures if sample is not None)
     wrapped = surroundings.wrap(step_module)
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor
 from rlabel.training.dataset import Sample, fade_keeps
 from rlabel.training.recipe import Stage
+from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up
 
 IGNORED = -100
 # Names in one packed row of `spell`.
@@ -51,7 +52,7 @@ class TrainingStep(nn.Module):
         self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.prompts: list[PromptTokens] = [processor.prompt(question) for question in CLASSIFY]
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
-        self.bank: list[tuple[Tensor, Tensor, list[str]]] = []
+        self.bank = Bank()
 
     def forward(self, samples: list[Sample] | list[str]) -> StepResult:
         """Return the loss of one batch: prepared images, or names for `spell`."""
@@ -105,6 +106,10 @@ class TrainingStep(nn.Module):
             coarse_BCHW = self.model.coarse_maps(batch.pixels_B3SS)
         maps_BCGG, image_tokens_BTD = self.model.refine_maps(coarse_BCHW)
         tower.train(self.training and trains_tower and self.stage.batch_norm == "trained")
+        pooled_keep_Z = None
+        if self.training and self.stage.pooled_dropout and batch.zoom_region_index_Z is not None:
+            draws_Z = torch.rand(len(batch.zoom_region_index_Z), device=maps_BCGG.device)
+            pooled_keep_Z = (draws_Z >= self.stage.pooled_dropout).float()
         regions_RKD = self.model.encode_regions(
             maps_BCGG,
             batch.region_masks_RGG,
@@ -112,6 +117,7 @@ class TrainingStep(nn.Module):
             batch.zoom_pixels_Z3SS,
             batch.zoom_masks_ZSS,
             batch.zoom_region_index_Z,
+            pooled_keep_Z,
         )
         return image_tokens_BTD, regions_RKD
 
@@ -134,69 +140,51 @@ class TrainingStep(nn.Module):
         return StepResult(loss=loss, num_right=int((logits_RN.argmax(-1) == target_R).sum()), num_regions=len(target_R))
 
     def _spell(self, names: list[str]) -> StepResult:
-        """Loss of saying names whose region tokens are disturbed: made up of the name's embedding, or real ones of the bank.
+        """Loss of saying the names that region tokens are nearest to; the tokens are made up around `names`, or real ones of the bank.
 
         So a small language model learns to say every name, also those with few pictures, and to take region tokens that are off the mark.
         """
         names_ND = self.name_embeddings()
+        said = list(self.name_index)
         rows = []
         num_regions = 0
-        for start in range(
-            0, len(names), _ROW_NAMES
-        ):  # a packed row holds as many names as if they were regions of one picture
-            prompt = self.prompts[
-                int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))
-            ]  # the labeling question at least every other time
-            image_1TD, real_RD, real_names = self._drawn_from_bank(names_ND)
-            made_up = names[start : start + _ROW_NAMES - len(real_names)]
-            tokens_RD = torch.cat([real_RD, names_ND[[self.name_index[name] for name in made_up]]])
-            row_names = [*real_names, *made_up]
+        # A packed row holds as many names as if they were regions of one picture.
+        for start in range(0, len(names), _ROW_NAMES):
+            # The labeling question at least every other time.
+            prompt = self.prompts[int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))]
+            noise_1TD = torch.randn(1, self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device)
+            noise_1TD *= names_ND.square().mean().sqrt()
+            picture = self.bank.draw()
+            real = picture.names if picture is not None else ()
+            around = names[start : start + _ROW_NAMES - len(real)]
+            index_R = torch.tensor([self.name_index[name] for name in around], device=names_ND.device, dtype=torch.long)
+            tokens_RD, nearest_R = make_up(index_R, names_ND, self.bank.misses_MD)
+            if picture is not None:
+                tokens_RD = torch.cat([disturb(picture.regions_RD, names_ND), tokens_RD])
+                noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
+            row_names = [*real, *(said[i] for i in nearest_R.tolist())]
             num_regions += len(row_names)
-            regions_RKD = self._disturbed(tokens_RD, len(real_names), names_ND)[:, None].expand(
-                -1, self.processor.tokens_per_region, -1
-            )
-            rows.append(self._pack(prompt, row_names, image_1TD, regions_RKD))
+            regions_RKD = tokens_RD[:, None].expand(-1, self.processor.tokens_per_region, -1)
+            rows.append(self._pack(prompt, row_names, noise_1TD, regions_RKD))
         return self._answer_loss(rows, num_regions)
-
-    @staticmethod
-    def _disturbed(tokens_RD: Tensor, num_real: int, names_ND: Tensor) -> Tensor:
-        """Return tokens turned towards another name and at random, and scaled; the first num_real, which are off already, by less."""
-        length_R1 = tokens_RD.norm(dim=-1, keepdim=True)
-        other_RD = F.normalize(
-            names_ND[torch.randint(len(names_ND), (len(tokens_RD),), device=names_ND.device)], dim=-1
-        )
-        noise_RD = F.normalize(torch.randn_like(tokens_RD), dim=-1)
-        # Region tokens of pictures that training never showed were measured at a cosine of 0.5 to their name: aside is up to that and beyond.
-        towards_R1, aside_R1 = torch.rand_like(length_R1) * 0.7, torch.rand_like(length_R1) * 2.5
-        towards_R1[:num_real] *= 0.5
-        aside_R1[:num_real] *= 0.4
-        turned_RD = F.normalize(F.normalize(tokens_RD, dim=-1) + towards_R1 * other_RD + aside_R1 * noise_RD, dim=-1)
-        return turned_RD * length_R1 * (0.6 + 0.8 * torch.rand_like(length_R1))
 
     def fill_bank(self, samples: Iterable[Sample]) -> None:
         """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
         training = self.training
         self.eval()
+        kept = slice(0, _ROW_NAMES // 2)
         with torch.no_grad():
             for sample in samples:
                 batch = to_device_batch([sample.inputs], self.processor, next(self.model.parameters()).device)
-                image_tokens_1TD, regions_RKD = self._encode(batch)
-                kept = slice(0, _ROW_NAMES // 2)
-                self.bank.append(
-                    (image_tokens_1TD.float(), regions_RKD.float().mean(1)[kept], list(sample.names)[kept])
+                image_1TD, regions_RKD = self._encode(batch)
+                picture = EncodedPicture(
+                    image_1TD=image_1TD.float(),
+                    regions_RD=regions_RKD.float().mean(1)[kept],
+                    names=sample.names[kept],
                 )
+                self.bank.pictures.append(picture)
+            self.bank.finish(self.name_embeddings(), self.name_index)
         self.train(training)
-
-    def _drawn_from_bank(self, names_ND: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-        """Return (image_1TD, regions_RD, their names) of one picture, the image half of the time disturbed."""
-        noise_TD = (
-            torch.randn(self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device)
-            * names_ND.square().mean().sqrt()
-        )
-        if not self.bank:
-            return noise_TD[None], names_ND[:0], []
-        image_1TD, regions_RD, names = self.bank[int(torch.randint(len(self.bank), ()))]
-        return image_1TD + noise_TD * max(0.0, float(torch.rand(())) - 0.5), regions_RD, names
 
     def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:
         """Next-token loss on the answers. Regions of an image share its prefix: one packed row, where a region sees the prefix and itself only."""

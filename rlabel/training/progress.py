@@ -10,7 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One line of the training log: means since the line before. num_unusable: pictures that gave no region to train on."""
+    """One line of the training log: means since the line before.
+
+    num_unusable: pictures that gave no region to train on. note: what a stage does before its first step; then the means are all 0.
+    """
 
     stage: str
     step: int
@@ -20,6 +23,7 @@ class Progress:
     regions_per_s: float
     val_accuracy: float | None = None
     num_unusable: int = 0
+    note: str = ""
 
 
 class Meter:
@@ -60,6 +64,8 @@ class Meter:
 
 def progress_text(progress: Progress) -> str:
     """Return one line for a log."""
+    if progress.note:
+        return f"{progress.stage} {progress.step}/{progress.num_steps}  {progress.note}"
     validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
     unusable = (
         f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""

@@ -1,8 +1,8 @@
 """Recipes: what is trained, on what, how long. YAML in, checked records out.
 
 A recipe is a list of stages run one after the other. `align` pulls region tokens to the mean input embedding of their name's tokens without a language
-model pass; `spell` teaches the language model to say names from noisy embeddings of them, without pictures; `instruct` trains conversations on pictures,
-with loss on the answers only.
+model pass; `spell` teaches the language model to say the name nearest to a disturbed embedding, without a pass over pictures; `instruct` trains
+conversations on pictures, with loss on the answers only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Lora(_Strict):
 
 
 class Augment(_Strict):
-    """Changes of training regions. Probabilities are a region's; 0 switches a change off."""
+    """Changes of training regions; mirror, colour, grey and blur are drawn for the whole picture too. Probabilities; 0 switches a change off."""
 
     geometry: float = Field(
         0.0, ge=0, le=1, description="turned up to 25 degrees, scaled 0.8 to 1.3, stretched, shifted"
@@ -81,6 +81,10 @@ class Stage(_Strict):
     batch_norm: Literal["frozen", "trained"] = "frozen"
     tower_through_image: bool = Field(
         True, description="gradients reach the tower through the whole image too, not only through zoomed crops"
+    )
+    pooled_dropout: Share = Field(
+        0.0,
+        description="share of the zoomed regions whose mask-pooled part is left out of a step, so that neither part leans on the other",
     )
     temperature: float = Field(0.05, gt=0, description="align: divides cosines before the softmax over names")
     align_weight: float = Field(0.0, ge=0, description="instruct: weight of the align loss that is added")

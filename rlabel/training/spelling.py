@@ -1,0 +1,76 @@
+"""What the language model is shown while it learns to spell: region tokens made up around names, and real ones of pictures that were encoded once.
+
+Legend: N names, R regions, M region tokens of the bank, D width, T image tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Share of the first and the second other name that a made-up token is drawn towards, and how far aside of all of them it lies, at most. Region tokens
+# of pictures that training never showed were measured at a cosine of 0.5 to their name: aside reaches that (1.7) and beyond.
+_TOWARDS = (0.9, 0.5)
+_ASIDE = 2.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPicture:
+    """image_1TD: its image tokens. regions_RD: its region tokens, the mean of the k of a region. names: of its regions."""
+
+    image_1TD: Tensor
+    regions_RD: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Bank:
+    """Encoded pictures, and the directions in which their region tokens miss their names: made-up tokens shall miss in the same way."""
+
+    pictures: list[EncodedPicture] = field(default_factory=list)
+    misses_MD: Tensor | None = None
+
+    def finish(self, names_ND: Tensor, name_index: dict[str, int]) -> None:
+        """Work out the misses, once all pictures are in. names_ND: embeddings by name_index."""
+        if not self.pictures:
+            return
+        tokens_MD = F.normalize(torch.cat([picture.regions_RD for picture in self.pictures]), dim=-1)
+        own = [name_index[name] for picture in self.pictures for name in picture.names]
+        unit_MD = F.normalize(names_ND[own], dim=-1)
+        self.misses_MD = F.normalize(tokens_MD - (tokens_MD * unit_MD).sum(-1, keepdim=True) * unit_MD, dim=-1)
+
+    def draw(self) -> EncodedPicture | None:
+        return self.pictures[int(torch.randint(len(self.pictures), ()))] if self.pictures else None
+
+
+def make_up(index_R: Tensor, names_ND: Tensor, misses_MD: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (tokens_RD, nearest_R): tokens around the names of index_R, drawn towards other names and aside; the name that each is nearest to by cosine.
+
+    The nearest name is what is to be said: between two names the language model then learns the very decision that alignment prepared.
+    """
+    unit_ND = F.normalize(names_ND, dim=-1)
+    num, device = len(index_R), names_ND.device
+    others_R2 = torch.randint(len(names_ND), (num, 2), device=device)
+    towards_R21 = torch.rand(num, 2, 1, device=device) * torch.tensor(_TOWARDS, device=device)[:, None]
+    aside_RD = F.normalize(torch.randn(num, names_ND.shape[1], device=device), dim=-1)
+    if misses_MD is not None:
+        real_RD = misses_MD[torch.randint(len(misses_MD), (num,), device=device)]
+        aside_RD = torch.where(torch.rand(num, 1, device=device) < 0.5, aside_RD, real_RD)
+    turned_RD = unit_ND[index_R] + (towards_R21 * unit_ND[others_R2]).sum(1)
+    turned_RD = F.normalize(turned_RD + _ASIDE * torch.rand(num, 1, device=device) * aside_RD, dim=-1)
+    nearest_R = (turned_RD @ unit_ND.T).argmax(-1)
+    length_R1 = names_ND[nearest_R].norm(dim=-1, keepdim=True)
+    return turned_RD * length_R1 * (0.6 + 0.8 * torch.rand(num, 1, device=device)), nearest_R
+
+
+def disturb(tokens_RD: Tensor, names_ND: Tensor) -> Tensor:
+    """Return real region tokens turned a little towards another name and aside, and scaled."""
+    num, device = len(tokens_RD), tokens_RD.device
+    other_RD = F.normalize(names_ND[torch.randint(len(names_ND), (num,), device=device)], dim=-1)
+    aside_RD = F.normalize(torch.randn_like(tokens_RD), dim=-1)
+    towards_R1, aside_R1 = torch.rand(num, 1, device=device) * 0.3, torch.rand(num, 1, device=device)
+    turned_RD = F.normalize(F.normalize(tokens_RD, dim=-1) + towards_R1 * other_RD + aside_R1 * aside_RD, dim=-1)
+    return turned_RD * tokens_RD.norm(dim=-1, keepdim=True) * (0.6 + 0.8 * torch.rand(num, 1, device=device))
