@@ -16,7 +16,7 @@ from rlabel.regiongpt.pixels import PLAIN, zoom_crop
 from rlabel.training.augment import box_instead, change_pixels, draw_view
 from rlabel.training.recipe import Augment
 
-EVERYTHING = Augment(geometry=1, mirror=0.5, colour=1, grey=1, blur=1, outline=1, cutout=1, box=1)
+EVERYTHING = Augment(geometry=1, mirror=0.5, colour=1, grey=1, blur=1, outline=1, cutout=1, box=1, edge=1)
 COLOURS = ("colour", "grey", "blur", "outline")
 
 
@@ -64,6 +64,26 @@ def test_an_occluder_hides_a_rectangle_of_the_mask_and_nothing_else_of_it() -> N
         # 15 to 45 % of 24 pixels
         assert 3 <= bottom - top <= 11
         assert 3 <= right - left <= 11
+
+
+def test_edges_of_masks_grow_or_shrink_by_a_few_hundredths_of_the_side_and_colours_stay() -> None:
+    before = crops(count=200, size=60)
+    before[:, 3] = 0
+    before[:, 3, 20:40, 20:40] = 255
+    after = change_pixels(before, Augment(edge=1), torch.Generator().manual_seed(0))
+    assert torch.equal(after[:, :3], before[:, :3])
+    sides = (after[:, 3, 30] > 0).sum(-1)
+    # 1, 2 and 3 pixels of 60 on each side, outward or inward.
+    assert set(sides.tolist()) == {14, 16, 18, 22, 24, 26}
+    assert 0.35 < float((sides > 20).float().mean()) < 0.65
+
+
+def test_a_thin_region_never_shrinks_to_nothing() -> None:
+    before = crops(count=50, size=60)
+    before[:, 3] = 0
+    before[:, 3, 30, 30] = 255
+    after = change_pixels(before, Augment(edge=1), torch.Generator().manual_seed(0))
+    assert (after[:, 3].flatten(1) > 0).any(1).all()
 
 
 def test_grey_gives_three_equal_channels() -> None:

@@ -133,7 +133,7 @@ class EfficientNetLiteModel(PreTrainedModel):
 @torch.no_grad()
 def fold(tower: EfficientNetLiteModel) -> EfficientNetLiteModel:
     """Return the same function with each batch norm's statistics and scale folded into its convolution: a quarter less work, and nothing to freeze."""
-    config = copy.deepcopy(tower.config)
+    config = copy.deepcopy(cast(EfficientNetLiteConfig, tower.config))
     config.folded = True
     folded = EfficientNetLiteModel(config)
     for made, given in zip(folded.modules(), tower.modules(), strict=True):

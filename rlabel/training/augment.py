@@ -18,6 +18,9 @@ from rlabel.corpus.masks import RegionMask
 from rlabel.regiongpt.pixels import PLAIN, View
 from rlabel.training.recipe import Augment
 
+# By how much of a crop's side a mask grows or shrinks.
+_EDGE_SHARES = (0.015, 0.03, 0.05)
+
 
 def draw_view(augment: Augment, random: Generator) -> View:
     """Return how the window of one region is laid."""
@@ -70,6 +73,15 @@ def change_pixels(crops_Z4SS: Tensor, augment: Augment, generator: torch.Generat
         hidden = _rectangles(len(rows), size, generator)
         mask[rows] = mask[rows].masked_fill(hidden, 0.0)
         rgb[rows] = torch.where(hidden, uniform(rows, 0.0, 1.0), rgb[rows])
+    if len(rows := chosen(augment.edge)):
+        kinds = torch.randint(2 * len(_EDGE_SHARES), (len(rows),), generator=generator)
+        for kind, share in enumerate(_EDGE_SHARES):
+            reach = max(1, round(size * share))
+            grown, shrunk = rows[kinds == 2 * kind], rows[kinds == 2 * kind + 1]
+            mask[grown] = F.max_pool2d(mask[grown], 2 * reach + 1, 1, reach)
+            thinner = -F.max_pool2d(-mask[shrunk], 2 * reach + 1, 1, reach)
+            left = thinner.flatten(1).any(1)  # a thin region would vanish: it stays as it is
+            mask[shrunk[left]] = thinner[left]
     return torch.cat([rgb.clamp(0, 1), mask], 1).mul(255).round().to(torch.uint8)
 
 

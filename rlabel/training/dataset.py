@@ -221,7 +221,7 @@ class BatchDataset(Dataset[list[Sample]]):
         """Return the inputs with the whole picture changed as crops are, but for its geometry: else mask pooling learns the pictures by heart."""
         images = self.processor.image_processor
         picture_14SS = F.pad(images.denormalise(inputs.pixels_3SS), (0, 0, 0, 0, 0, 1), value=255)[None]
-        plain = augment.model_copy(update={"outline": 0.0, "cutout": 0.0})
+        plain = augment.model_copy(update={"outline": 0.0, "cutout": 0.0, "edge": 0.0})
         pixels_3SS = images.normalise(change_pixels(picture_14SS, plain, generator)[0, :3])
         masks_RGG = inputs.region_masks_RGG
         if float(torch.rand((), generator=generator)) < augment.mirror:

@@ -50,6 +50,7 @@ class Augment(_Strict):
     outline: float = Field(0.0, ge=0, le=1, description="edges on white, as line drawings are")
     cutout: float = Field(0.0, ge=0, le=1, description="a rectangle is hidden, as an occluder would")
     box: float = Field(0.0, ge=0, le=1, description="the mask is replaced by its box")
+    edge: float = Field(0.0, ge=0, le=1, description="the crop's mask grows or shrinks by 1 to 5 % of the crop's side")
     keep: tuple[Share, Share] | None = Field(
         None, description="range of how much of the outside stays visible; none: the processor's own"
     )
