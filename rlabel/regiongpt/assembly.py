@@ -14,7 +14,7 @@ from rlabel.prompts.templates import IMAGE, REGION
 from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import ConnectorKind, RegionGPTConfig
 from rlabel.regiongpt.modeling import Connector, RegionGPTForConditionalGeneration
-from rlabel.regiongpt.parts import LITE0, LITE_TOWERS, TINY, add_special_tokens, load_language, load_vision
+from rlabel.regiongpt.parts import LITE2, LITE_TOWERS, TINY, add_special_tokens, load_language, load_vision
 from rlabel.regiongpt.processing import RegionGPTImageProcessor, RegionGPTProcessor, ZoomWhich
 
 
@@ -40,7 +40,7 @@ class AssemblyOptions:
 
 
 def assemble(
-    vision: str = LITE0,
+    vision: str = LITE2,
     llm: str = TINY,
     options: AssemblyOptions = AssemblyOptions(),
     tokenizer_texts: Iterable[str] = (),
@@ -55,7 +55,7 @@ def assemble(
     # Stride 16 pools small regions far better than stride 32 in the Lite towers; ViTs take the second-to-last layer (RegionGPT, section 3.1).
     layer = options.vision_feature_layer if options.vision_feature_layer is not None else (-4 if lite else -2)
     zoom_layers = options.zoom_feature_layers or ((-4, -1) if lite else (layer,))
-    zoom_size_px = options.zoom_size_px or (128 if lite else tower.image_size_px)
+    zoom_size_px = options.zoom_size_px or (160 if lite else tower.image_size_px)
     config = RegionGPTConfig(
         vision_config=tower.tower.config,
         text_config=language.model.config,

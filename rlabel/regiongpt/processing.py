@@ -6,7 +6,7 @@ Legend: R regions of one image, Z of them zoomed, S x S pixels, G x G cells of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,18 @@ class PromptTokens:
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One question of a conversation and its answer, once there is one. mentions: the region of each `<region>`, counted from 0."""
+
+    question: str
+    mentions: tuple[int, ...] = ()
+    answer: str | None = None
+
+    def answered(self, answer: str) -> Turn:
+        return replace(self, answer=answer)
 
 
 class RegionGPTImageProcessor(BaseImageProcessor):
@@ -190,19 +202,33 @@ class RegionGPTProcessor(ProcessorMixin):
             raise InputError(
                 f"question {question!r}: expected no {IMAGE}, since the image is put before every question, got one. Leave it out."
             )
-        user = question_text(question)
-        if getattr(self.tokenizer, "chat_template", None):
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-                )
-            )
-        else:
-            text = f"{self.tokenizer.bos_token or ''}{user}\n"
-        expanded = text.replace(IMAGE, IMAGE * self.num_image_tokens).replace(REGION, REGION * self.tokens_per_region)
-        ids = self.tokenizer(expanded, add_special_tokens=False).input_ids
+        text = self._chat_text([Turn(question=question)])
+        ids = self._ids_of(text)
         cut = ids.index(self.region_token_id)
         return PromptTokens(prefix_ids=tuple(ids[:cut]), suffix_ids=tuple(ids[cut:]), text=text)
+
+    def conversation_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the tokens of a conversation up to where the answer to its last turn begins; the picture stands in the first one."""
+        return self._ids_of(self._chat_text(turns))
+
+    def _chat_text(self, turns: Sequence[Turn]) -> str:
+        """Return the turns as the model's chat template lays them, or one a line where it has none."""
+        users = [question_text(turn.question) if i == 0 else turn.question for i, turn in enumerate(turns)]
+        if getattr(self.tokenizer, "chat_template", None):
+            messages: list[dict[str, str]] = []
+            for turn, user in zip(turns, users, strict=True):
+                messages.append({"role": "user", "content": user})
+                if turn.answer is not None:
+                    messages.append({"role": "assistant", "content": turn.answer})
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = self.tokenizer.bos_token or ""
+        for turn, user in zip(turns, users, strict=True):
+            text += f"{user}\n" + ("" if turn.answer is None else f"{turn.answer}{self.tokenizer.eos_token}")
+        return str(text)
+
+    def _ids_of(self, text: str) -> list[int]:
+        expanded = text.replace(IMAGE, IMAGE * self.num_image_tokens).replace(REGION, REGION * self.tokens_per_region)
+        return list(self.tokenizer(expanded, add_special_tokens=False).input_ids)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as the model is trained to give it, closed by the end token.

@@ -105,8 +105,11 @@ def return_freed_memory() -> None:
 
     Batches of ever other sizes leave holes in the heap: the process of the embedded labeler grew by half over 10,000 regions.
     """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h; setting it also stops glibc from raising it by itself
+    # Of malloc.h. Setting the threshold also stops glibc from raising it by itself; each arena keeps holes of its own.
+    mmap_threshold, arena_max = -3, -8
     try:
-        ctypes.CDLL("libc.so.6").mallopt(mmap_threshold, 1 << 20)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 20)
+        libc.mallopt(arena_max, 2)
     except (OSError, AttributeError):
         return

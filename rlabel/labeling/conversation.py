@@ -1,0 +1,124 @@
+"""A conversation about one picture and its regions: free questions, turn after turn, with one cache that only grows.
+
+Legend: R regions, K tokens a region, T image tokens, S tokens of a step, D width, V vocabulary of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlabel.errors import InputError
+from rlabel.labeling.engine import Decoded, to_device_batch
+from rlabel.prompts.questions import parse_question, without_marks
+from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
+from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs, Turn
+
+
+class Conversation:
+    """Answers questions about one picture, greedily. The picture and its regions are encoded once, and no token is computed twice.
+
+    Where a model's chat template rewrites what was said before, the cache is cut back to the part that still holds.
+    """
+
+    def __init__(
+        self,
+        model: RegionGPTForConditionalGeneration,
+        processor: RegionGPTProcessor,
+        inputs: RegionInputs,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+        self.turns: list[Turn] = []
+        self.num_computed = 0
+        self._ids: list[int] = []
+        self._cache = DynamicCache(config=model.config.text_config)
+        self._stops = frozenset(processor.stop_ids)
+        device = next(model.vision_tower.parameters()).device
+        batch = to_device_batch([inputs], processor, device)
+        with torch.inference_mode():
+            maps_BCGG, self._image_1TD = model.encode_images(batch.pixels_B3SS)
+            self._regions_RKD = model.encode_regions(
+                maps_BCGG,
+                batch.region_masks_RGG,
+                batch.region_image_index_R,
+                batch.zoom_pixels_Z3SS,
+                batch.zoom_masks_ZSS,
+                batch.zoom_region_index_Z,
+            )
+
+    @torch.inference_mode()
+    def ask(self, text: str) -> Decoded:
+        """Return the answer to a question in which `<region1>`, ... name the regions.
+
+        Raises InputError for a region that is not there, and when the conversation no longer fits the language model; nothing is added to it then.
+        """
+        question = parse_question(text, len(self._regions_RKD))
+        turns = [*self.turns, Turn(question=question.text, mentions=question.mentions)]
+        ids = self.processor.conversation_ids(turns)
+        self._check_length(len(ids))
+        kept = _common(self._ids, ids[:-1])
+        # An image or region is put in whole or not at all.
+        special = (self.processor.image_token_id, self.processor.region_token_id)
+        while kept and ids[kept] in special and ids[kept - 1] == ids[kept]:
+            kept -= 1
+        if dropped := len(self._ids) - kept:
+            self._cache.crop(-dropped)
+        mentions = [index for turn in turns for index in turn.mentions]
+        embeddings_1SD = self._embed(ids, kept, mentions)
+        new_ids, logprobs = self._decode(embeddings_1SD, kept)
+        # The last token was picked, never fed.
+        self._ids = [*ids, *new_ids[:-1]]
+        answer = self.processor.decode_answer([token for token in new_ids if token not in self._stops])
+        self.turns = [*turns[:-1], turns[-1].answered(without_marks(answer))]
+        return Decoded(text=answer, token_logprobs=tuple(logprobs))
+
+    def _check_length(self, num_tokens: int) -> None:
+        longest = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if longest is not None and num_tokens + self.max_new_tokens > longest:
+            raise InputError(
+                f"conversation: {num_tokens} tokens and {self.max_new_tokens} for the answer are more than the {longest} that this language model takes. "
+                "Begin a new one."
+            )
+
+    def _embed(self, ids: list[int], kept: int, mentions: list[int]) -> Tensor:
+        """Return embeddings_1SD of ids[kept:], with the features of the picture and the mentioned regions that stand there."""
+        new = torch.tensor([ids[kept:]], device=self._regions_RKD.device)
+        has_image = bool((new == self.processor.image_token_id).any())
+        num_before = ids[:kept].count(self.processor.region_token_id) // self.processor.tokens_per_region
+        mentioned_RKD = self._regions_RKD[mentions[num_before:]]
+        return self.model.embed_prompt(new, self._image_1TD if has_image else None, mentioned_RKD)
+
+    def _decode(self, step_1SD: Tensor, position: int) -> tuple[list[int], list[float]]:
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        embed = self.model.get_input_embeddings()
+        while True:
+            position_ids_1S = torch.arange(position, position + step_1SD.shape[1], device=step_1SD.device)[None]
+            output = self.model.language_model(
+                inputs_embeds=step_1SD,
+                past_key_values=self._cache,
+                position_ids=position_ids_1S,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            self.num_computed += step_1SD.shape[1]
+            position += step_1SD.shape[1]
+            logits_V = output.logits[0, -1]
+            token = int(logits_V.argmax())
+            tokens.append(token)
+            logprobs.append(float(logits_V.float().log_softmax(-1)[token]))
+            if token in self._stops or len(tokens) == self.max_new_tokens:
+                return tokens, logprobs
+            step_1SD = embed(torch.tensor([[token]], device=step_1SD.device))
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """Return the length of the longest common beginning."""
+    for i, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return i
+    return min(len(left), len(right))
