@@ -30,7 +30,8 @@ from transformers import (
 
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask, rasterise
-from rlabel.prompts.templates import CLASSIFY, question_text
+from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import question_text
 from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import EfficientNetLiteConfig, RegionGPTConfig
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration

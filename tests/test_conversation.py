@@ -17,8 +17,9 @@ from label_factories import Outcome, rlabel_here, save_model
 from rlabel.errors import InputError
 from rlabel.labeling.conversation import Conversation
 from rlabel.prompts.questions import Question, parse_question, without_marks
+from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
-from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs, Turn
+from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 
 import model_factories as factory  # isort: skip
 

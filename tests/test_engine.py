@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlabel.labeling.engine import Decoded, Engine, EngineOptions
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 

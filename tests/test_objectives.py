@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rlabel.errors import InputError
 from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.training.dataset import Sample

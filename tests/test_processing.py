@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rlabel.errors import InputError
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.assembly import load_processor
 from rlabel.regiongpt.processing import RegionGPTImageProcessor, RegionGPTProcessor
 

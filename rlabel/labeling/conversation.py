@@ -12,8 +12,9 @@ from transformers import DynamicCache
 from rlabel.errors import InputError
 from rlabel.labeling.engine import Decoded, to_device_batch
 from rlabel.prompts.questions import parse_question, without_marks
+from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
-from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs, Turn
+from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 
 
 class Conversation:

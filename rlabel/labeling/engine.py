@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor, RegionInputs
 

@@ -1,25 +1,26 @@
-"""Questions about one region, as data. `<region>` marks where the region's tokens go.
-
-Labeling asks the first of a list, always; training draws from the whole list with a seed, so that the labeler does not hang on one wording.
-"""
+"""Texts around questions, and the turns of a conversation. `<region>` marks where a region's tokens go, `<image>` those of the picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rlabel.prompts.instructions import SUFFIX
 
 IMAGE = "<image>"
 REGION = "<region>"
 
-CLASSIFY: tuple[str, ...] = (
-    f"Name the object in {REGION}.",
-    f"Which object does {REGION} show?",
-    f"Give the category of {REGION}.",
-    f"Say in a word or two what {REGION} is.",
-    f"What kind of thing is marked by {REGION}?",
-    f"Look at {REGION} and name it.",
-    f"Tell me the name of what lies inside {REGION}.",
-    f"To which category does {REGION} belong?",
-)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One question of a conversation and its answer, once there is one. mentions: the region of each `<region>`, counted from 0."""
+
+    question: str
+    mentions: tuple[int, ...] = ()
+    answer: str | None = None
+
+    def answered(self, answer: str) -> Turn:
+        return replace(self, answer=answer)
 
 
 def question_text(question: str) -> str:
@@ -27,6 +28,11 @@ def question_text(question: str) -> str:
     return f"{IMAGE}\n{question}"
 
 
-def pick(templates: Sequence[str], draw: int) -> str:
-    """Return one template for a non-negative random integer."""
-    return templates[draw % len(templates)]
+def with_names(question: str, names: Sequence[str]) -> str:
+    """Return a question of classification with the names that its answer must be one of."""
+    return f"{question} {SUFFIX.replace('{names}', ', '.join(names))}"
+
+
+def numbered_choices(count: int) -> str:
+    """Return `1: <region> 2: <region> ...`."""
+    return " ".join(f"{number}: {REGION}" for number in range(1, count + 1))

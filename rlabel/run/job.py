@@ -12,7 +12,7 @@ from rlabel.config import EMBEDDED_MODEL, LabelSettings
 from rlabel.corpus.coco import Corpus, read_corpus
 from rlabel.corpus.sharding import plan_shards
 from rlabel.errors import InputError, UsageError
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import JsonObject, Shard
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import CorpusSummary, Manifest, PlanSummary, plan_summary

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
-from rlabel.prompts.templates import CLASSIFY
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor
 from rlabel.training.dataset import Sample, fade_keeps
