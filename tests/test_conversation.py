@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,30 +68,31 @@ def test_answers_come_back_as_plain_words() -> None:
 # ---- conversations
 
 
-@cache
-def made(text: str, template: bool) -> tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor, RegionInputs]:
+Made = tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor, RegionInputs]
+
+
+def made(text: str, template: bool) -> Made:
     model = factory.model("lite", text, tokens_per_region=2, zoom_feature_layers=[-4, -1])
     processor = factory.processor(model, zoom="all")
     processor.tokenizer.chat_template = factory.CHAT_TEMPLATE if template else None
     return model, processor, factory.random_inputs(processor, (3,), seed=2)[0]
 
 
-def anew(text: str, template: bool, turns: list[Turn]) -> str:
-    """Return what transformers' own generate says to the whole conversation at once."""
-    model, processor, inputs = made(text, template)
-    ids = processor.conversation_ids(turns)
-    conversation = Conversation(model, processor, inputs)
-    mentioned = [index for turn in turns for index in turn.mentions]
-    embeddings = model.embed_prompt(torch.tensor([ids]), conversation._image_1TD, conversation._regions_RKD[mentioned])
-    new = model.language_model.generate(
-        inputs_embeds=embeddings,
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=list(processor.stop_ids),
-        pad_token_id=0,
-    )[0].tolist()
-    return processor.decode_answer([token for token in new if token not in processor.stop_ids])
+def anew(made_of: Made, ids: list[int], mentioned: list[int]) -> list[int]:
+    """Return the token ids that transformers' own generate gives to a whole conversation at once."""
+    model, processor, inputs = made_of
+    fresh = Conversation(model, processor, inputs)
+    embeddings = model.embed_prompt(torch.tensor([ids]), fresh._image_1TD, fresh._regions_RKD[mentioned])
+    with torch.no_grad():
+        new = model.language_model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=list(processor.stop_ids),
+            pad_token_id=0,
+        )
+    return new[0].tolist()
 
 
 @pytest.mark.parametrize("text", ["llama", "gpt_neox"])
@@ -101,26 +101,44 @@ def test_each_turn_says_what_the_whole_conversation_computed_anew_says(text: str
     model, processor, inputs = made(text, template)
     conversation = Conversation(model, processor, inputs, NEW_TOKENS)
     turns: list[Turn] = []
+    ids: list[int] = []
     for asked in QUESTIONS:
         question = parse_question(asked, 3)
         turns.append(Turn(question=question.text, mentions=question.mentions))
-        with torch.no_grad():
-            expected = anew(text, template, turns)
-        answer = conversation.ask(asked)
-        assert answer.text == expected
+        ids += processor.turn_ids(turns)
+        new = anew((model, processor, inputs), ids, [index for turn in turns for index in turn.mentions])
+        said = [token for token in new if token not in processor.stop_ids]
+        expected = processor.decode_answer(said)
+        assert conversation.ask(asked).text == expected
         turns[-1] = turns[-1].answered(without_marks(expected))
+        ids += said
     assert conversation.turns == turns
 
 
-def test_nothing_that_was_said_is_computed_twice() -> None:
-    model, processor, inputs = made("llama", False)
+@pytest.mark.parametrize("template", [False, True])
+def test_nothing_that_was_said_is_computed_twice(template: bool) -> None:
+    model, processor, inputs = made("llama", template)
     conversation = Conversation(model, processor, inputs, NEW_TOKENS)
     for asked in QUESTIONS:
         conversation.ask(asked)
-    once = len(conversation._ids)
-    # An answer that reads back as other tokens is computed again; nothing else is.
-    assert once <= conversation.num_computed <= once + len(QUESTIONS) * 3 * NEW_TOKENS
-    assert conversation._cache.get_seq_length() == once
+    assert conversation.num_computed == len(conversation._ids) == conversation._cache.get_seq_length()
+
+
+def test_a_template_that_rewrites_what_was_said_only_cuts_the_cache_back() -> None:
+    """As templates do that drop the thoughts of earlier answers."""
+    model, processor, inputs = made("llama", True)
+    forgetful = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[user] {{ m['content'] }}\n{% endif %}{% endfor %}"
+    processor.tokenizer.chat_template = forgetful
+    conversation = Conversation(model, processor, inputs, NEW_TOKENS)
+    turns: list[Turn] = []
+    for asked in QUESTIONS[:2]:
+        question = parse_question(asked, 3)
+        turns.append(Turn(question=question.text, mentions=question.mentions))
+        mentioned = [index for turn in turns for index in turn.mentions]
+        new = anew((model, processor, inputs), processor.conversation_ids(turns), mentioned)
+        expected = processor.decode_answer([token for token in new if token not in processor.stop_ids])
+        assert conversation.ask(asked).text == expected
+        turns[-1] = turns[-1].answered(without_marks(expected))
 
 
 def test_a_refused_question_leaves_the_conversation_as_it_was() -> None:

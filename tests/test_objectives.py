@@ -17,14 +17,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+import model_factories
 from rlabel.errors import InputError
+from rlabel.labeling.conversation import Conversation
 from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.training.dataset import Sample
 from rlabel.training.loop import _parameter_groups
 from rlabel.training.objectives import TrainingStep, learning_rate_share
+from rlabel.training.packing import pack, script
 from train_factories import COLOURS, PARTS, Tap, rates, samples_of, stage, tiny, training_step
 
 CPU = torch.device("cpu")
@@ -115,41 +119,78 @@ def logits_alone(made: Made, sample: Sample, region: int, prompt_ids: list[int],
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "gpt_neox"])
 @pytest.mark.parametrize("tokens_per_region", [1, 2])
-def test_packed_row_is_each_region_alone(tmp_path: Path, text: str, tokens_per_region: int) -> None:
+@pytest.mark.parametrize("questions", ["one", "many"])
+def test_packed_row_is_each_region_alone(tmp_path: Path, text: str, tokens_per_region: int, questions: str) -> None:
     """The block mask and the positions: every region's answer has the logits that the plain model gives it without its row-mates; the loss is their mean."""
     made = tiny(text=text, tokens_per_region=tokens_per_region)
     model, processor = made
     made[0].eval()
     step = TrainingStep(model, processor, stage("instruct"), NAMES)
-    samples = samples_of(tmp_path, processor, num_images=3)
-    samples = [
-        replace(sample, seed=seed, names=sample.names[: 1 + i])
-        for i, (sample, seed) in enumerate(zip(samples, (1, 6, 4), strict=True))
-    ]
-    samples = [
-        _with_regions(sample, len(sample.names)) for sample in samples
-    ]  # rows of 1, 2 and 3 regions: two are padded
+    samples = []
+    for i, sample in enumerate(samples_of(tmp_path, processor, num_images=3)):
+        names = sample.names[: 1 + i]  # rows of 1, 2 and 3 regions: two are padded
+        asked = [CLASSIFY[(region * 3 if questions == "many" else 0) + i] for region in range(len(names))]
+        conversations = tuple(
+            (Turn(question=question, mentions=(region,), answer=name),)
+            for region, (question, name) in enumerate(zip(asked, names, strict=True))
+        )
+        samples.append(_with_regions(replace(sample, names=names, conversations=conversations), len(names)))
     tap = Tap(model)
     result = step(samples)
     packed_BTV = tap.logits.detach()
     losses: list[Tensor] = []
     right = 0
     for row_TV, sample in zip(packed_BTV, samples, strict=True):
-        # An odd seed asks what labeling asks, an even one any question of the list.
-        question = CLASSIFY[0] if sample.seed % 2 else CLASSIFY[sample.seed % len(CLASSIFY)]
-        prompt = processor.prompt(question)
-        at = len(prompt.prefix_ids)
-        for region, name in enumerate(sample.names):
-            answer = processor.answer_ids(name)
-            wanted_TV = logits_alone(made, sample, region, [*prompt.prefix_ids, *prompt.suffix_ids], answer)
-            at += len(prompt.suffix_ids)
-            got_TV = row_TV[at - 1 : at + len(answer) - 1]
-            at += len(answer) - 1
-            assert torch.allclose(got_TV, wanted_TV, atol=1e-4), (name, float((got_TV - wanted_TV).abs().max()))
+        row = pack([script(processor, turns) for turns in sample.conversations], processor.region_token_id)
+        for region, (turn,) in enumerate(sample.conversations):
+            answer = processor.answer_ids(str(turn.answer))
+            prompt_ids = processor.conversation_ids([turn.unanswered()])
+            wanted_TV = logits_alone(made, sample, region, prompt_ids, answer)
+            places = [t for t, label in enumerate(row.labels) if label >= 0 and row.owners[t] == region]
+            assert [row.labels[t] for t in places] == answer
+            got_TV = row_TV[places]
+            assert torch.allclose(got_TV, wanted_TV, atol=1e-4), float((got_TV - wanted_TV).abs().max())
             losses.append(F.cross_entropy(wanted_TV, torch.tensor(answer), reduction="none"))
             right += int(wanted_TV.argmax(-1).tolist() == answer)
     assert result.loss.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
     assert (result.num_right, result.num_regions) == (right, 6)
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_one_conversation_of_many_turns_is_what_the_labeler_would_go_through(tmp_path: Path, template: bool) -> None:
+    """Each answer is trained behind the tokens that `Conversation` has in its cache when it says it; questions of two regions name the right ones."""
+    made = tiny()
+    model, processor = made
+    made[0].eval()
+    processor.tokenizer.chat_template = model_factories.CHAT_TEMPLATE if template else None
+    sample = samples_of(tmp_path, processor, num_images=1)[0]
+    turns = (
+        Turn(question="Name <region>.", mentions=(2,), answer="cat"),
+        Turn(question="Is <region> left of <region>?", mentions=(1, 0), answer="dog cat"),
+        Turn(question="And now?", answer="dog"),
+    )
+    step = TrainingStep(model, processor, stage("instruct"), NAMES)
+    tap = Tap(model)
+    result = step([replace(sample, conversations=(turns,))])
+    trained_TV = tap.logits[0].detach()
+    row = pack([script(processor, turns)], processor.region_token_id)
+    conversation = Conversation(model, processor, sample.inputs, max_new_tokens=1)
+    losses = []
+    ids: list[int] = []
+    for number, turn in enumerate(turns):
+        answer = processor.answer_ids(str(turn.answer))
+        ids += [*processor.turn_ids(turns[: number + 1]), *answer[:-1]]
+        mentions = [index for one in turns[: number + 1] for index in one.mentions]
+        with torch.no_grad():
+            embeddings = conversation._embed(ids, 0, mentions)
+            logits_TV = model.language_model(inputs_embeds=embeddings).logits[0, -len(answer) :]
+        losses.append(F.cross_entropy(logits_TV, torch.tensor(answer), reduction="none"))
+        after = [t for t, label in enumerate(row.labels) if label >= 0]
+        start = sum(len(processor.answer_ids(str(one.answer))) for one in turns[:number])
+        got_TV = trained_TV[after[start : start + len(answer)]]
+        assert torch.allclose(got_TV, logits_TV, atol=1e-4)
+    assert result.loss.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+    assert result.num_regions == 1
 
 
 def _with_regions(sample: Sample, count: int) -> Sample:
@@ -169,22 +210,23 @@ def test_teacher_forcing_of_the_engine_s_own_answer_has_the_engine_s_probabiliti
     made = tiny()
     model, processor = made
     engine = Engine(model, processor, EngineOptions(max_new_tokens=4))
-    sample = replace(samples_of(tmp_path, processor, num_images=1)[0], seed=1)
+    sample = samples_of(tmp_path, processor, num_images=1)[0]
     said: list[list[int]] = []
     engine.processor.decode_answer = lambda ids: said.append(list(ids)) or ""  # type: ignore[method-assign, func-returns-value]
     decoded = engine.answer([sample.inputs])[0]
     step = TrainingStep(model, processor, stage("instruct"), NAMES)
     end = processor.tokenizer.eos_token_id
-    step.answer_ids = {name: [*ids, end] for name, ids in zip(sample.names, said, strict=True)}  # type: ignore[dict-item]
+    answers = {name: [*ids, end] for name, ids in zip(sample.names, said, strict=True)}
+    processor.answer_ids = answers.__getitem__  # type: ignore[method-assign]
+    asked = tuple((Turn(question=CLASSIFY[0], mentions=(i,), answer=name),) for i, name in enumerate(sample.names))
     tap = Tap(model)
-    step([sample])
+    step([replace(sample, conversations=asked)])
     logprobs_TV = tap.logits[0].detach().log_softmax(-1)
-    at = len(step.prompts[0].prefix_ids)
-    for ids, answer in zip(said, decoded, strict=True):
-        at += len(step.prompts[0].suffix_ids)
-        forced = [float(logprobs_TV[at - 1 + i, token]) for i, token in enumerate(ids)]
+    row = pack([script(processor, turns) for turns in asked], processor.region_token_id)
+    for region, (ids, answer) in enumerate(zip(said, decoded, strict=True)):
+        places = [t for t, label in enumerate(row.labels) if label >= 0 and row.owners[t] == region]
+        forced = [float(logprobs_TV[t, token]) for t, token in zip(places, ids, strict=False)]
         assert forced == pytest.approx(list(answer.token_logprobs[: len(ids)]), abs=1e-4)
-        at += len(ids)
     assert sum(map(len, said)) > 0
 
 

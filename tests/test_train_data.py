@@ -23,6 +23,8 @@ from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
 from rlabel.labeling.describer import RegionGPTDescriber
 from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
+from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import Turn
 from rlabel.records import ImageRecord, Region
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 from rlabel.storage import Store
@@ -38,6 +40,7 @@ from rlabel.training.dataset import (
     load_corpus,
 )
 from rlabel.training.objectives import TrainingStep
+from rlabel.training.packing import script
 from train_factories import CATEGORIES, Files, edit, labeled_corpus, row, stage, tiny
 
 AUGMENT = {"geometry": 1, "mirror": 0.5, "colour": 1, "cutout": 0.5, "box": 0.5, "keep": [0.0, 0.5]}
@@ -324,7 +327,9 @@ def test_training_and_labeling_prepare_the_same_bytes_and_tokens(tmp_path: Path,
         for field in fields(given):
             left, right = getattr(given, field.name), getattr(wanted, field.name)
             assert (left is None and right is None) or torch.equal(left, right), field.name
-        assert step.prompts[0] == engine.prompt
+        first = Turn(question=CLASSIFY[0], mentions=(0,), answer=sample.names[0])
+        asked = [*engine.prompt.prefix_ids, *engine.prompt.suffix_ids]
+        assert list(script(made, [first]).ids) == [*asked, *made.answer_ids(sample.names[0])[:-1]]
     assert {len(inputs.zoom_crops_Z4SS) if inputs.zoom_crops_Z4SS is not None else 0 for inputs in labeled} == {
         {"off": 0, "all": 4, "small": 3}[zoom]
     }

@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 
 from rlabel.errors import InputError, RunError
 from rlabel.labeling.engine import Engine, EngineOptions
+from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.quantization import Precision, load_model
 from rlabel.training.dataset import BatchDataset, cap_per_category, load_corpus
 from rlabel.training.loop import LocalSurroundings, train, write_model
 from rlabel.training.objectives import TrainingStep
+from rlabel.training.packing import pack, script
 from rlabel.training.progress import Progress, progress_text
 from rlabel.training.recipe import Recipe
 from train_factories import (
@@ -101,8 +104,12 @@ def test_language_model_learns_to_spell_every_name_without_its_pictures(tmp_path
     assert sample is not None
     with torch.no_grad():
         _, image_1TD = made.encode_images(sample.inputs.pixels_3SS[None])
-        row = step._pack(step.prompts[0], list(COLOURS), image_1TD, step.name_embeddings()[:, None])
-        result = step._answer_loss([row], len(COLOURS))
+        scripts = [
+            script(processor, [Turn(question=CLASSIFY[0], mentions=(i,), answer=name)])
+            for i, name in enumerate(COLOURS)
+        ]
+        row = pack(scripts, processor.region_token_id)
+        result = step._answer_loss([(row, image_1TD, step.name_embeddings()[:, None])])
     assert (result.num_right, result.num_regions) == (4, 4)
     before, after = weights(model), weights(made)
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -130,9 +130,10 @@ def recipe(*stages: Stage) -> Recipe:
 def samples_of(
     folder: Path, processor: RegionGPTProcessor, num_images: int = 2, regions: int = 3, **more: Any
 ) -> list[Sample]:
+    """Return prepared pictures with their conversations; every objective takes them."""
     files = labeled_corpus(folder, num_images, regions)
     corpus = load_corpus(str(files.images), str(files.annotations))
-    made = stage(images_per_batch=num_images, **more)
+    made = stage("instruct", images_per_batch=num_images, **more)
     return BatchDataset(corpus, processor, made, 3, 0, 1)[0]
 
 

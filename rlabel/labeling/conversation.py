@@ -36,6 +36,7 @@ class Conversation:
         self.turns: list[Turn] = []
         self.num_computed = 0
         self._ids: list[int] = []
+        self._picked: list[int] = []
         self._cache = DynamicCache(config=model.config.text_config)
         self._stops = frozenset(processor.stop_ids)
         device = next(model.vision_tower.parameters()).device
@@ -59,7 +60,7 @@ class Conversation:
         """
         question = parse_question(text, len(self._regions_RKD))
         turns = [*self.turns, Turn(question=question.text, mentions=question.mentions)]
-        ids = self.processor.conversation_ids(turns)
+        ids = self._asked(turns)
         self._check_length(len(ids))
         kept = _common(self._ids, ids[:-1])
         # An image or region is put in whole or not at all.
@@ -71,11 +72,21 @@ class Conversation:
         mentions = [index for turn in turns for index in turn.mentions]
         embeddings_1SD = self._embed(ids, kept, mentions)
         new_ids, logprobs = self._decode(embeddings_1SD, kept)
-        # The last token was picked, never fed.
+        # The last token was picked, never fed: the end token needs not be, the last of an answer that was cut off does.
         self._ids = [*ids, *new_ids[:-1]]
+        self._picked = [] if new_ids[-1] in self._stops else new_ids[-1:]
         answer = self.processor.decode_answer([token for token in new_ids if token not in self._stops])
         self.turns = [*turns[:-1], turns[-1].answered(without_marks(answer))]
         return Decoded(text=answer, token_logprobs=tuple(logprobs))
+
+    def _asked(self, turns: list[Turn]) -> list[int]:
+        """Return the tokens of the conversation up to the answer that is wanted: what was said stands as it was said, token for token."""
+        if len(turns) == 1:
+            return self.processor.turn_ids(turns)
+        try:
+            return [*self._ids, *self._picked, *self.processor.turn_ids(turns)]
+        except InputError:  # the chat template rewrites what was said
+            return self.processor.conversation_ids(turns)
 
     def _check_length(self, num_tokens: int) -> None:
         longest = getattr(self.model.config.text_config, "max_position_embeddings", None)

@@ -22,6 +22,9 @@ class Turn:
     def answered(self, answer: str) -> Turn:
         return replace(self, answer=answer)
 
+    def unanswered(self) -> Turn:
+        return replace(self, answer=None)
+
 
 def question_text(question: str) -> str:
     """Return the user's turn: the image first, so that its tokens are a prefix shared by all regions of the image."""

@@ -199,6 +199,22 @@ class RegionGPTProcessor(ProcessorMixin):
         """Return the tokens of a conversation up to where the answer to its last turn begins; the picture stands in the first one."""
         return self._ids_of(self._chat_text(turns))
 
+    def turn_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the tokens between the answer to the last turn but one and the last turn's answer.
+
+        Raises InputError where the chat template rewrites what was said before: such a model is trained on one turn a conversation.
+        """
+        now = self._chat_text([*turns[:-1], turns[-1].unanswered()])
+        if len(turns) == 1:
+            return self._ids_of(now)
+        before = self._chat_text([*turns[:-2], turns[-2].unanswered()]) + str(turns[-2].answer)
+        if not now.startswith(before):
+            raise InputError(
+                "chat template: expected that a conversation goes on behind its last answer, got one that rewrites it. "
+                "Train this model with conversation: separate."
+            )
+        return self._ids_of(now.removeprefix(before))
+
     def _chat_text(self, turns: Sequence[Turn]) -> str:
         """Return the turns as the model's chat template lays them, or one a line where it has none."""
         users = [question_text(turn.question) if i == 0 else turn.question for i, turn in enumerate(turns)]

@@ -17,16 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from rlabel.corpus.coco import LabeledImage, read_labeled
+from rlabel.corpus.coco import LabeledImage, LabeledRegion, read_labeled
 from rlabel.corpus.inputs import prepare_image
 from rlabel.corpus.limits import Limits
+from rlabel.corpus.masks import RegionMask
 from rlabel.errors import InputError
+from rlabel.prompts.tasks import RegionFacts, draw_turns
+from rlabel.prompts.templates import Turn
 from rlabel.records import JsonValue
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 from rlabel.storage import Store
 from rlabel.training.augment import box_instead, change_pixels, draw_view
 from rlabel.training.recipe import Augment, Stage
 
+# How often a task's first question is asked, which is labeling's; the rest keeps the model from hanging on its wording.
+_PLAIN_FIRST = 0.5
 # Pictures looked at before a corpus is called unusable.
 _LOOKED_AT = 100
 
@@ -46,11 +51,12 @@ class TrainCorpus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One prepared image with the names of its regions, in the order of the inputs."""
+    """One prepared image with the names of its regions, in the order of the inputs, and what is asked about them (instruct)."""
 
     inputs: RegionInputs
     names: tuple[str, ...]
     seed: int
+    conversations: tuple[tuple[Turn, ...], ...] = ()
 
 
 def load_corpus(images_url: str, annotations_url: str, limit: int | None = None) -> TrainCorpus:
@@ -197,36 +203,59 @@ class BatchDataset(Dataset[list[Sample]]):
         if len(regions) > self.stage.max_regions_per_image:
             chosen = sorted(random.permutation(len(regions))[: self.stage.max_regions_per_image])
             regions = [regions[i] for i in chosen]
-        by_key = {
-            label.region.key: self.corpus.names[label.category_id]
-            for label in image.labels
-            if label.category_id is not None
-        }
-        names = tuple(by_key[region.region.key] for region in regions)
+        labels = {label.region.key: label for label in image.labels}
+        names = tuple(self.corpus.names[_category_id(labels[region.region.key])] for region in regions)
+        captions = [labels[region.region.key].caption for region in regions]
         masks = [region.mask for region in regions]
         seed = int(random.integers(2**31))
+        images = self.processor.image_processor
+        mirrored = False
         if augment is None:
-            return Sample(
-                inputs=self.processor.image_processor.prepare(prepared.pixels_HWC, masks), names=names, seed=seed
-            )
-        masks = [box_instead(mask, augment, random) for mask in masks]
-        views = [draw_view(augment, random) for _ in masks]
-        inputs = self.processor.image_processor.prepare(prepared.pixels_HWC, masks, views)
-        generator = torch.Generator().manual_seed(seed)
-        if inputs.zoom_crops_Z4SS is not None:
-            inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
-        return Sample(inputs=self._changed_picture(inputs, augment, generator), names=names, seed=seed)
+            inputs = images.prepare(prepared.pixels_HWC, masks)
+        else:
+            masks = [box_instead(mask, augment, random) for mask in masks]
+            views = [draw_view(augment, random) for _ in masks]
+            inputs = images.prepare(prepared.pixels_HWC, masks, views)
+            generator = torch.Generator().manual_seed(seed)
+            if inputs.zoom_crops_Z4SS is not None:
+                inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
+            inputs, mirrored = self._changed_picture(inputs, augment, generator)
+        sample = Sample(inputs=inputs, names=names, seed=seed)
+        if self.stage.objective != "instruct":
+            return sample
+        facts = [
+            _facts(mask, name, caption, mirrored) for mask, name, caption in zip(masks, names, captions, strict=True)
+        ]
+        turns = draw_turns(facts, (), self.stage.tasks, random, plain_first=_PLAIN_FIRST)
+        one_each = self.stage.conversation == "separate"
+        conversations = tuple((turn,) for turn in turns) if one_each else (tuple(turns),) if turns else ()
+        return replace(sample, conversations=conversations)
 
-    def _changed_picture(self, inputs: RegionInputs, augment: Augment, generator: torch.Generator) -> RegionInputs:
-        """Return the inputs with the whole picture changed as crops are, but for its geometry: else mask pooling learns the pictures by heart."""
+    def _changed_picture(
+        self, inputs: RegionInputs, augment: Augment, generator: torch.Generator
+    ) -> tuple[RegionInputs, bool]:
+        """Return the inputs with the whole picture changed as crops are, and whether it is mirrored: else mask pooling learns the pictures by heart."""
         images = self.processor.image_processor
         picture_14SS = F.pad(images.denormalise(inputs.pixels_3SS), (0, 0, 0, 0, 0, 1), value=255)[None]
         plain = augment.model_copy(update={"outline": 0.0, "cutout": 0.0, "edge": 0.0})
         pixels_3SS = images.normalise(change_pixels(picture_14SS, plain, generator)[0, :3])
         masks_RGG = inputs.region_masks_RGG
-        if float(torch.rand((), generator=generator)) < augment.mirror:
+        mirrored = float(torch.rand((), generator=generator)) < augment.mirror
+        if mirrored:
             pixels_3SS, masks_RGG = pixels_3SS.flip(-1), masks_RGG.flip(-1)
-        return replace(inputs, pixels_3SS=pixels_3SS, region_masks_RGG=masks_RGG)
+        return replace(inputs, pixels_3SS=pixels_3SS, region_masks_RGG=masks_RGG), mirrored
+
+
+def _category_id(label: LabeledRegion) -> int:
+    assert label.category_id is not None  # load_corpus has refused others
+    return label.category_id
+
+
+def _facts(mask: RegionMask, name: str, caption: str | None, mirrored: bool) -> RegionFacts:
+    """Return what conversations may say of a region, in the picture as it is shown."""
+    x, y, width, height = mask.box_xywh
+    left = mask.width_px - x - width if mirrored else x
+    return RegionFacts(box_xywh=(left, y, width, height), area_px=mask.area_px, name=name, caption=caption)
 
 
 class NameDataset(Dataset[list[str]]):

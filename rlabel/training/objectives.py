@@ -6,7 +6,7 @@ Legend: B images, R regions of all of them, K tokens a region, D width, N names 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,20 +15,21 @@ from torch.nn import functional as F
 
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
-from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor
+from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.training.dataset import Sample, fade_keeps
+from rlabel.training.packing import IGNORED, Row, Script, attention_bias, pack, script, stack
 from rlabel.training.recipe import Stage
 from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up
 
-IGNORED = -100
 # Names in one packed row of `spell`.
 _ROW_NAMES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """loss: scalar with gradient. num_right of num_regions: nearest name (align) or whole answer by teacher forcing (instruct)."""
+    """loss: scalar with gradient. num_right of num_regions: nearest name (align), or conversations whose answers are all right by teacher forcing."""
 
     loss: Tensor
     num_right: int
@@ -50,8 +51,8 @@ class TrainingStep(nn.Module):
         self.processor = processor
         self.stage = stage
         self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        self.prompts: list[PromptTokens] = [processor.prompt(question) for question in CLASSIFY]
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
+        self.scripts: dict[tuple[str, str], Script] = {}
         self.bank = Bank()
 
     def forward(self, samples: list[Sample] | list[str]) -> StepResult:
@@ -147,11 +148,10 @@ class TrainingStep(nn.Module):
         names_ND = self.name_embeddings()
         said = list(self.name_index)
         rows = []
-        num_regions = 0
         # A packed row holds as many names as if they were regions of one picture.
         for start in range(0, len(names), _ROW_NAMES):
             # The labeling question at least every other time.
-            prompt = self.prompts[int(torch.randint(2, ())) * int(torch.randint(len(self.prompts), ()))]
+            question = CLASSIFY[int(torch.randint(2, ())) * int(torch.randint(len(CLASSIFY), ()))]
             noise_1TD = torch.randn(1, self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device)
             noise_1TD *= names_ND.square().mean().sqrt()
             picture = self.bank.draw()
@@ -163,10 +163,17 @@ class TrainingStep(nn.Module):
                 tokens_RD = torch.cat([disturb(picture.regions_RD, names_ND), tokens_RD])
                 noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
             row_names = [*real, *(said[i] for i in nearest_R.tolist())]
-            num_regions += len(row_names)
             regions_RKD = tokens_RD[:, None].expand(-1, self.processor.tokens_per_region, -1)
-            rows.append(self._pack(prompt, row_names, noise_1TD, regions_RKD))
-        return self._answer_loss(rows, num_regions)
+            scripts = [replace(self._naming(question, name), mentions=(index,)) for index, name in enumerate(row_names)]
+            rows.append((pack(scripts, self.processor.region_token_id), noise_1TD, regions_RKD))
+        return self._answer_loss(rows)
+
+    def _naming(self, question: str, name: str) -> Script:
+        """Return the tokens of one question and a name; kept, since names come again and again."""
+        if (question, name) not in self.scripts:
+            turn = Turn(question=question, mentions=(0,), answer=name)
+            self.scripts[question, name] = script(self.processor, [turn])
+        return self.scripts[question, name]
 
     def fill_bank(self, samples: Iterable[Sample]) -> None:
         """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
@@ -187,84 +194,35 @@ class TrainingStep(nn.Module):
         self.train(training)
 
     def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:
-        """Next-token loss on the answers. Regions of an image share its prefix: one packed row, where a region sees the prefix and itself only."""
+        """Next-token loss on the answers. Conversations about an image share its prefix: one packed row, where each sees the prefix and itself only."""
         rows = []
         start = 0
         for sample, image_TD in zip(samples, image_tokens_BTD, strict=True):
-            prompts = self.prompts_of(sample)
-            prompt = prompts[sample.seed % len(prompts)]
             stop = start + len(sample.names)
-            rows.append(self._pack(prompt, sample.names, image_TD[None], regions_RKD[start:stop]))
+            if sample.conversations:
+                scripts = [script(self.processor, turns) for turns in sample.conversations]
+                rows.append((pack(scripts, self.processor.region_token_id), image_TD[None], regions_RKD[start:stop]))
             start = stop
-        return self._answer_loss(rows, len(regions_RKD))
+        return self._answer_loss(rows) if rows else self._nothing()
 
-    def _answer_loss(self, rows: list[_PackedRow], num_regions: int) -> StepResult:
-        """Next-token loss on the answers of packed rows."""
-        device = rows[0].embeddings_TD.device
-        longest = max(len(row.labels) for row in rows)
-        embeddings_BTD = torch.stack([F.pad(row.embeddings_TD, (0, 0, 0, longest - len(row.labels))) for row in rows])
-        labels_BT = torch.full((len(rows), longest), IGNORED)
-        positions_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-        # Rows end in padding that nothing sees; each padding token sees itself, or its softmax would be over nothing.
-        visible_B1TT = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1, 1)
-        owner_BT = torch.full((len(rows), longest), -1)
-        for i, row in enumerate(rows):
-            length = len(row.labels)
-            labels_BT[i, :length] = torch.tensor(row.labels)
-            positions_BT[i, :length] = torch.tensor(row.positions)
-            owner = torch.tensor(row.owners)
-            owner_BT[i, :length] = owner
-            before = torch.ones(length, length, dtype=torch.bool).tril()
-            visible_B1TT[i, 0, :length, :length] = before & (
-                (owner[None, :] == PREFIX) | (owner[None, :] == owner[:, None])
-            )
-        bias_B1TT = torch.zeros(visible_B1TT.shape, dtype=embeddings_BTD.dtype, device=device)
-        bias_B1TT.masked_fill_(~visible_B1TT.to(device), torch.finfo(embeddings_BTD.dtype).min)
+    def _answer_loss(self, rows: list[tuple[Row, Tensor, Tensor]]) -> StepResult:
+        """Next-token loss on the answers of packed rows, each with its image_1TD and regions_RKD."""
+        embedded = []
+        for row, image_1TD, regions_RKD in rows:
+            ids_1T = torch.tensor([row.ids], device=regions_RKD.device)
+            embedded.append(self.model.embed_prompt(ids_1T, image_1TD, regions_RKD[list(row.mentions)])[0])
+        embeddings_BTD = stack(embedded)
+        packed = [row for row, _, _ in rows]
+        bias_B1TT, labels_BT, positions_BT = attention_bias(packed, embeddings_BTD.dtype, embeddings_BTD.device)
         logits_BTV = self.model.language_model(
-            inputs_embeds=embeddings_BTD,
-            attention_mask=bias_B1TT,
-            position_ids=positions_BT.to(device),
-            use_cache=False,
+            inputs_embeds=embeddings_BTD, attention_mask=bias_B1TT, position_ids=positions_BT, use_cache=False
         ).logits
-        labels_BT = labels_BT.to(device)
-        taken = labels_BT != IGNORED
-        loss = F.cross_entropy(logits_BTV[taken].float(), labels_BT[taken])
-        wrong_BT = (logits_BTV.argmax(-1) != labels_BT) & taken
-        wrong_regions = {(int(b), int(owner_BT[b, t])) for b, t in wrong_BT.nonzero().tolist()}
-        return StepResult(loss=loss, num_right=num_regions - len(wrong_regions), num_regions=num_regions)
-
-    def prompts_of(self, sample: Sample) -> list[PromptTokens]:
-        # Half of the images are asked the question that labeling asks; the rest keep the model from hanging on its wording.
-        return [self.prompts[0]] if sample.seed % 2 else self.prompts
-
-    def _pack(self, prompt: PromptTokens, names: Sequence[str], image_1TD: Tensor, regions_RKD: Tensor) -> _PackedRow:
-        ids: list[int] = list(prompt.prefix_ids)
-        labels = [IGNORED] * len(ids)
-        positions = list(range(len(ids)))
-        owners = [PREFIX] * len(ids)
-        for owner, name in enumerate(names):
-            answer = self.answer_ids[name]
-            piece = [*prompt.suffix_ids, *answer[:-1]]
-            ids += piece
-            labels += [*[IGNORED] * (len(prompt.suffix_ids) - 1), *answer]  # each token's label is the token after it
-            positions += range(len(prompt.prefix_ids), len(prompt.prefix_ids) + len(piece))
-            owners += [owner] * len(piece)
-        ids_1T = torch.tensor([ids], device=regions_RKD.device)
-        embeddings_TD = self.model.embed_prompt(ids_1T, image_1TD, regions_RKD)[0]
-        return _PackedRow(embeddings_TD=embeddings_TD, labels=labels, positions=positions, owners=owners)
-
-
-PREFIX = -2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PackedRow:
-    """One image's conversations laid end to end. owners: the region a token belongs to, PREFIX for the shared prefix."""
-
-    embeddings_TD: Tensor
-    labels: list[int]
-    positions: list[int]
-    owners: list[int]
+        taken_BT = labels_BT != IGNORED
+        loss = F.cross_entropy(logits_BTV[taken_BT].float(), labels_BT[taken_BT])
+        wrong_BT = (logits_BTV.argmax(-1) != labels_BT) & taken_BT
+        wrong = {(b, packed[b].owners[t]) for b, t in wrong_BT.nonzero().tolist()}
+        num_conversations = sum(row.owners[-1] + 1 for row in packed)
+        return StepResult(loss=loss, num_right=num_conversations - len(wrong), num_regions=num_conversations)
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float) -> float:

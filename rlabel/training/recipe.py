@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlabel.errors import InputError
+from rlabel.prompts.tasks import Task
 
 Objective = Literal["align", "spell", "instruct"]
 Dtype = Literal["float32", "bfloat16"]
@@ -88,6 +89,14 @@ class Stage(_Strict):
         description="share of the zoomed regions whose mask-pooled part is left out of a step, so that neither part leans on the other",
     )
     temperature: float = Field(0.05, gt=0, description="align: divides cosines before the softmax over names")
+    tasks: dict[Task, Share] = Field(
+        {"classify": 1.0},
+        min_length=1,
+        description="instruct: how often each task is asked of a region, a relation, a pair",
+    )
+    conversation: Literal["separate", "multi_turn"] = Field(
+        "separate", description="instruct: a conversation for each question, or one for all questions about an image"
+    )
     align_weight: float = Field(0.0, ge=0, description="instruct: weight of the align loss that is added")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
     validate_every: int | None = Field(None, ge=1, description="optimizer steps; none: at the end of the stage")
