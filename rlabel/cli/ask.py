@@ -52,20 +52,11 @@ def ask(
         raise InputError(f"{image}: {error}") from error
     masks = [read_region(text, pixels_HWC.shape[0], pixels_HWC.shape[1], limits) for text in regions]
 
-    from transformers.utils import logging
-
-    from rlabel.labeling.conversation import Conversation
-    from rlabel.regiongpt.assembly import load_processor
-    from rlabel.regiongpt.quantization import Precision, load_model
+    from rlabel.labeling.conversation import converse
     from rlabel.run.job import resolve
     from rlabel.vocabulary.scores import text_score
 
-    logging.disable_progress_bar()
-    folder = resolve(model)
-    loaded = load_model(str(folder), Precision(dtype="float32"), "cpu")
-    processor = load_processor(str(folder))
-    inputs = processor.image_processor.prepare(pixels_HWC, masks)
-    conversation = Conversation(loaded, processor, inputs, max_new_tokens)
+    conversation = converse(str(resolve(model)), pixels_HWC, masks, max_new_tokens)
     answers = [conversation.ask(question) for question in questions]
     if as_json:
         turns = [

@@ -16,6 +16,7 @@ _COMMANDS = {
     "validate": "Check a corpus before it is labeled or trained on.",
     "ask": "Ask about regions of one picture.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
+    "import-spatialrgpt": "Convert a SpatialRGPT checkpoint into a model folder.",
 }
 
 
@@ -26,7 +27,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"rlabel.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(f"rlabel.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -15,6 +15,7 @@ from itertools import groupby, islice
 from typing import Literal, cast
 
 from rlabel.corpus.json_stream import Member, parse_row, stream_members
+from rlabel.corpus.labeled import LabeledImage, LabeledRegion
 from rlabel.corpus.rows import (
     LABEL_KEYS,
     canonical_text,
@@ -104,26 +105,6 @@ class Corpus:
             yield image_record(rows[0].image_text, regions), having
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabeledRegion:
-    """A region with what a truth file says of it.
-
-    category_id: None where the row has no whole number. caption: stripped; None where it has none.
-    """
-
-    region: Region
-    category_id: int | None
-    caption: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabeledImage:
-    """An image and its labeled regions: labels[i].region is record.regions[i]."""
-
-    record: ImageRecord
-    labels: tuple[LabeledRegion, ...]
-
-
 class LabeledCorpus:
     """A corpus with its truth, for training and evaluation; never handed to a labeler.
 
@@ -198,7 +179,7 @@ def _read(url: str | os.PathLike[str], spool_dir: str | None, keep_labels: bool)
         except FileNotFoundError as error:
             raise InputError(f"{where}: there is no such file. Give the path or URL of a COCO JSON file.") from error
         with stream:
-            reading = _Reading(spool, where, keep_labels)
+            reading = Reading(spool, where, keep_labels)
             for member in stream_members(stream, where):
                 reading.take(member)
             return reading.corpus()
@@ -215,8 +196,8 @@ def _read(url: str | os.PathLike[str], spool_dir: str | None, keep_labels: bool)
         raise
 
 
-class _Reading:
-    """The state of one pass over a file."""
+class Reading:
+    """The state of one pass over a file. Readers of other layouts hand it rows in COCO's form."""
 
     def __init__(self, spool: Spool, where: str, keep_labels: bool) -> None:
         self.spool, self.where, self.keep_labels = spool, where, keep_labels

@@ -5,16 +5,24 @@ Legend: R regions, K tokens a region, T image tokens, S tokens of a step, D widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.utils import logging
 
+from rlabel.corpus.masks import RegionMask
 from rlabel.errors import InputError
 from rlabel.labeling.engine import Decoded, to_device_batch
 from rlabel.prompts.questions import parse_question, without_marks
 from rlabel.prompts.templates import Turn
+from rlabel.regiongpt.assembly import load_processor
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
+from rlabel.regiongpt.quantization import Precision, load_model
 
 
 class Conversation:
@@ -126,6 +134,19 @@ class Conversation:
             if token in self._stops or len(tokens) == self.max_new_tokens:
                 return tokens, logprobs
             step_1SD = embed(torch.tensor([[token]], device=step_1SD.device))
+
+
+def converse(
+    model: str, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], max_new_tokens: int
+) -> Conversation:
+    """Return a conversation about one upright RGB picture with a model folder, loaded in float32 on the CPU.
+
+    Raises InputError when the model cannot be loaded.
+    """
+    logging.disable_progress_bar()
+    loaded = load_model(model, Precision(dtype="float32"), "cpu")
+    processor = load_processor(model)
+    return Conversation(loaded, processor, processor.image_processor.prepare(pixels_HWC, regions), max_new_tokens)
 
 
 def _common(left: list[int], right: list[int]) -> int:

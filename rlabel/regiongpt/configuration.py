@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
-ConnectorKind = Literal["shared", "separate"]
+ConnectorKind = Literal["shared", "separate", "separate-linear"]
+ImageTokenOrder = Literal["rows", "columns"]
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
@@ -72,7 +73,8 @@ class RegionGPTConfig(PretrainedConfig):
     refine: two deconvolutions, 4x, before pooling (section 3.2); off is the paper's ablation.
     image_tokens_per_side: side of the grid of image tokens after averaging the refined map back; None: the tower's own grid.
     merge_size: m x m neighbouring image tokens are concatenated before a connector of their own (2 in SpatialRGPT's code); needs separate connectors.
-    connector: "shared" by image and region tokens (the paper's figure) or "separate" (SpatialRGPT's code).
+    image_token_order: the grid of image tokens is read row by row, or column by column (SpatialRGPT's code).
+    connector: "shared" by image and region tokens (the paper's figure), "separate", or "separate-linear": one linear layer for regions (SpatialRGPT's code).
     tokens_per_region: k >= 1; above 1 the mask is cut into a grid of k parts of equal mass, one token each.
     zoom_feature_layers: hidden states of the zoomed crop whose pooled features are joined; empty: no zoom tokens, plain RegionGPT.
     zoom_pooled_weight: of the mask-pooled part in the tokens of regions that also have a crop: 1 adds both, 0 leaves them to the crop.
@@ -90,6 +92,7 @@ class RegionGPTConfig(PretrainedConfig):
         refine: bool = True,
         image_tokens_per_side: int | None = None,
         merge_size: int = 1,
+        image_token_order: ImageTokenOrder = "rows",
         connector: ConnectorKind = "shared",
         tokens_per_region: int = 1,
         zoom_feature_layers: list[int] | None = None,
@@ -105,14 +108,17 @@ class RegionGPTConfig(PretrainedConfig):
         self.refine = refine
         self.image_tokens_per_side = image_tokens_per_side
         self.merge_size = merge_size
+        self.image_token_order = image_token_order
         self.connector = connector
         self.tokens_per_region = tokens_per_region
         self.zoom_feature_layers = list(zoom_feature_layers or [])
         self.zoom_pooled_weight = zoom_pooled_weight
         self.image_token_id = image_token_id
         self.region_token_id = region_token_id
-        if connector not in ("shared", "separate"):
-            raise ValueError(f"config.json, connector: expected 'shared' or 'separate', got {connector!r}")
+        if connector not in get_args(ConnectorKind):
+            raise ValueError(f"config.json, connector: expected one of {get_args(ConnectorKind)}, got {connector!r}")
+        if image_token_order not in get_args(ImageTokenOrder):
+            raise ValueError(f"config.json, image_token_order: expected 'rows' or 'columns', got {image_token_order!r}")
         if tokens_per_region < 1:
             raise ValueError(f"config.json, tokens_per_region: expected 1 or more, got {tokens_per_region}")
         if merge_size > 1 and connector == "shared":

@@ -95,7 +95,8 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = AutoModel.from_config(vision)
         self.refinement = Refinement(channels) if config.refine else nn.Identity()
         self.connector = Connector(channels * config.merge_size**2, width)
-        self.region_connector = Connector(channels, width) if config.connector == "separate" else None
+        own = {"shared": None, "separate": Connector, "separate-linear": nn.Linear}[config.connector]
+        self.region_connector: nn.Module | None = own(channels, width) if own is not None else None
         if config.zoom:
             self.zoom_connector: nn.Module | None = Connector(
                 sum(_layer_channels(vision, config.zoom_feature_layers)), width
@@ -166,6 +167,8 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (merge := self.config.merge_size) > 1:
             pad = -side % merge
             merged_BCHW = F.pixel_unshuffle(F.pad(merged_BCHW, (0, pad, 0, pad)), merge)
+        if self.config.image_token_order == "columns":
+            merged_BCHW = merged_BCHW.transpose(2, 3)
         return maps_BCGG, self.connector(merged_BCHW.flatten(2).transpose(1, 2))
 
     def encode_regions(
