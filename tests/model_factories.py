@@ -54,7 +54,7 @@ def _tokenizer_json() -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([*NAMES, *(question_text(question) for question in CLASSIFY)], trainer)
+    bpe.train_from_iterator([*NAMES, *(question_text(question) for question in CLASSIFY[:8])], trainer)
     return str(bpe.to_str())
 
 
