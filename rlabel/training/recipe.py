@@ -132,7 +132,11 @@ class Stage(_Strict):
             for prefix in self.learning_rates
             if any(name == prefix or name.startswith(f"{prefix}.") for name in weight_names)
         ]
-        unknown = [prefix for prefix in self.learning_rates if prefix not in found and prefix not in OPTIONAL_PARTS]
+        unknown = [
+            prefix
+            for prefix in self.learning_rates
+            if prefix not in found and prefix.split(".")[0] not in OPTIONAL_PARTS
+        ]
         if unknown or not found:
             parts = sorted({name.split(".")[0] for name in weight_names})
             raise InputError(
