@@ -15,6 +15,7 @@ from rlabel.schema_files import validate
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
 EMBEDDED_MODEL = "embedded"
 
 
@@ -113,7 +114,9 @@ class TrainSettings(_Settings):
     schema_name: ClassVar[str] = "train-settings"
 
     images: str = Field(description="folder of the pictures")
-    annotations: str = Field(description="COCO JSON with categories")
+    annotations: str = Field(description="COCO JSON with categories, or what --format says")
+    format: DatasetFormat = Field("coco", description="layout of the annotations")
+    split: str | None = Field(None, description="RefCOCO: train, val, test, testA or testB")
     out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id to start from")
     recipe: str = Field("fine-tune", description="name of a shipped recipe, or a YAML file")
@@ -122,6 +125,7 @@ class TrainSettings(_Settings):
     epochs: float | None = Field(None, gt=0, description="instead of the recipe's, for every stage")
     val_images: str | None = None
     val_annotations: str | None = None
+    val_split: str | None = None
     val_limit: int = Field(100, ge=1)
     storage: str | None = Field(None, description="where checkpoints go, any fsspec URL; OUT/checkpoints if left out")
     save_dtype: Dtype = "float32"
@@ -135,7 +139,7 @@ class TrainSettings(_Settings):
 
     def deciding(self) -> JsonObject:
         """Return the settings that decide the weights that are written."""
-        names = ("images", "annotations", "seed", "limit", "epochs", "num_workers", "save_dtype")
+        names = ("images", "annotations", "format", "split", "seed", "limit", "epochs", "num_workers", "save_dtype")
         return {name: getattr(self, name) for name in names}
 
 

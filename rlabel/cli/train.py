@@ -75,6 +75,9 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         val_annotations_url=_absolute(settings.val_annotations) if settings.val_annotations else None,
         val_limit=settings.val_limit,
         num_loader_workers=settings.num_loader_workers,
+        format=settings.format,
+        split=settings.split,
+        val_split=settings.val_split,
     )
     if dry_run:
         _check_recipe(job)
@@ -142,14 +145,14 @@ def _check_corpora(job: Any) -> None:
     """Read the labels once here, so that a bad file is told before any worker starts."""
     from rlabel.training.dataset import load_corpus
 
-    corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
+    corpus = load_corpus(job.images_url, job.annotations_url, job.limit, job.format, job.split)
     print(
         f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.names)} categories",
         file=sys.stderr,
         flush=True,
     )
     if job.val_annotations_url:
-        load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit)
+        load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit, job.format, job.val_split)
 
 
 def _checkpoints_url(settings: TrainSettings, out: Store) -> str:
@@ -298,7 +301,7 @@ class _followed:
 def _print_plan(job: Any, num_workers: int) -> None:
     from rlabel.training.dataset import cap_per_category, load_corpus
 
-    corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
+    corpus = load_corpus(job.images_url, job.annotations_url, job.limit, job.format, job.split)
     print(
         f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.names)}\nmodel       {job.model}"
     )
@@ -321,6 +324,10 @@ def refuse_relative_out_in_a_job(out: str) -> None:
 
 def _file_sha256(url: str) -> str:
     digest = hashlib.sha256()
+    if "://" not in url and Path(url).is_dir():  # Visual Genome and RefCOCO are folders
+        for path in sorted([*Path(url).glob("*.json"), *Path(url).glob("*.p")]):
+            digest.update(f"{path.name} {_file_sha256(str(path))}\n".encode())
+        return digest.hexdigest()
     try:
         with open_url(url) as stream:
             while chunk := stream.read(1 << 20):

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from rlabel.corpus.coco import LabeledImage, LabeledRegion, read_labeled
+from rlabel.corpus.coco import read_labeled
 from rlabel.corpus.inputs import prepare_image
+from rlabel.corpus.labeled import Format, LabeledImage, LabeledRegion
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
+from rlabel.corpus.open import open_labeled
 from rlabel.errors import InputError
-from rlabel.prompts.tasks import RegionFacts, draw_turns
+from rlabel.prompts.tasks import RegionFacts, RelationFact, draw_turns
 from rlabel.prompts.templates import Turn
 from rlabel.records import JsonValue
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
@@ -38,7 +40,7 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainCorpus:
-    """Labeled images in file order (each with at least one usable region), and the names of their categories by id."""
+    """Labeled images in file order, each with at least one usable region. names: of their categories by id, empty where regions have names of their own."""
 
     images_url: str
     images: tuple[LabeledImage, ...]
@@ -48,23 +50,66 @@ class TrainCorpus:
     def num_regions(self) -> int:
         return sum(len(image.labels) for image in self.images)
 
+    @property
+    def all_names(self) -> list[str]:
+        """Every category's name and every name that a region has of its own, once each."""
+        own = (label.names[0] for image in self.images for label in image.labels if label.names)
+        return list(dict.fromkeys([*self.names.values(), *own]))
+
+    def name_of(self, label: LabeledRegion) -> str | None:
+        """Return what a region is called; None where only a caption or an expression is known of it."""
+        if label.category_id is not None and label.category_id in self.names:
+            return self.names[label.category_id]
+        return label.names[0] if label.names else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One prepared image with the names of its regions, in the order of the inputs, and what is asked about them (instruct)."""
 
     inputs: RegionInputs
-    names: tuple[str, ...]
+    names: tuple[str | None, ...]
     seed: int
     conversations: tuple[tuple[Turn, ...], ...] = ()
 
 
-def load_corpus(images_url: str, annotations_url: str, limit: int | None = None) -> TrainCorpus:
-    """Return the labeled, non-crowd regions of a COCO file.
+def load_corpus(
+    images_url: str,
+    annotations_url: str,
+    limit: int | None = None,
+    format: Format | Literal["auto"] = "coco",
+    split: str | None = None,
+) -> TrainCorpus:
+    """Return the labeled, non-crowd regions of a labeled file. format, split: see `open_labeled`.
 
-    Raises InputError when it has no categories, names a category that it does not define, or holds no usable region; also when the pictures are not
-    where images_url says.
+    Raises InputError when it has no categories (COCO), names a category that it does not define, or holds no usable region; also when the pictures are
+    not where images_url says.
     """
+    read = _load_coco(images_url, annotations_url, limit) if format == "coco" else None
+    if read is None:
+        with open_labeled(format, annotations_url, split) as source:
+            # LVIS and V3Det write words joined by underscores.
+            names = {number: category.name.replace("_", " ").strip() for number, category in source.categories.items()}
+            images = tuple(_without_crowds(image) for image in source.images(limit))
+        images = tuple(image for image in images if image.labels and image.record.file_name)
+        read = TrainCorpus(images_url=images_url, images=images, names=names)
+    if not read.images:
+        raise InputError(
+            f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids."
+        )
+    _check_pictures(read, annotations_url)
+    return read
+
+
+def _without_crowds(image: LabeledImage) -> LabeledImage:
+    labels = tuple(label for label in image.labels if not label.region.is_crowd)
+    keys = {label.region.key for label in labels}
+    relations = tuple(one for one in image.relations if one.subject_key in keys and one.object_key in keys)
+    record = replace(image.record, regions=tuple(label.region for label in labels))
+    return replace(image, record=record, labels=labels, relations=relations)
+
+
+def _load_coco(images_url: str, annotations_url: str, limit: int | None) -> TrainCorpus:
     with read_labeled(annotations_url) as corpus:
         names = _category_names(corpus.categories)
         if not names:
@@ -89,13 +134,7 @@ def load_corpus(images_url: str, annotations_url: str, limit: int | None = None)
             if labels and image.record.file_name:
                 record = replace(image.record, regions=tuple(label.region for label in labels))
                 images.append(LabeledImage(record=record, labels=labels))
-    if not images:
-        raise InputError(
-            f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids."
-        )
-    read = TrainCorpus(images_url=images_url, images=tuple(images), names=names)
-    _check_pictures(read, annotations_url)
-    return read
+    return TrainCorpus(images_url=images_url, images=tuple(images), names=names)
 
 
 def _category_names(categories: JsonValue) -> dict[int, str]:
@@ -147,7 +186,11 @@ def cap_per_category(corpus: TrainCorpus, per_category: int | None, seed: int) -
     for i in sorted(kept):
         labels = tuple(corpus.images[i].labels[j] for j in sorted(kept[i]))
         record = replace(corpus.images[i].record, regions=tuple(label.region for label in labels))
-        images.append(LabeledImage(record=record, labels=labels))
+        keys = {label.region.key for label in labels}
+        relations = tuple(
+            one for one in corpus.images[i].relations if one.subject_key in keys and one.object_key in keys
+        )
+        images.append(replace(corpus.images[i], record=record, labels=labels, relations=relations))
     return replace(corpus, images=tuple(images))
 
 
@@ -204,8 +247,8 @@ class BatchDataset(Dataset[list[Sample]]):
             chosen = sorted(random.permutation(len(regions))[: self.stage.max_regions_per_image])
             regions = [regions[i] for i in chosen]
         labels = {label.region.key: label for label in image.labels}
-        names = tuple(self.corpus.names[_category_id(labels[region.region.key])] for region in regions)
-        captions = [labels[region.region.key].caption for region in regions]
+        own = [labels[region.region.key] for region in regions]
+        names = tuple(self.corpus.name_of(label) for label in own)
         masks = [region.mask for region in regions]
         seed = int(random.integers(2**31))
         images = self.processor.image_processor
@@ -223,10 +266,14 @@ class BatchDataset(Dataset[list[Sample]]):
         sample = Sample(inputs=inputs, names=names, seed=seed)
         if self.stage.objective != "instruct":
             return sample
-        facts = [
-            _facts(mask, name, caption, mirrored) for mask, name, caption in zip(masks, names, captions, strict=True)
+        facts = [_facts(mask, name, label, mirrored) for mask, name, label in zip(masks, names, own, strict=True)]
+        place = {label.region.key: index for index, label in enumerate(own)}
+        relations = [
+            RelationFact(subject=place[one.subject_key], predicate=one.predicate, object=place[one.object_key])
+            for one in image.relations
+            if one.subject_key in place and one.object_key in place
         ]
-        turns = draw_turns(facts, (), self.stage.tasks, random, plain_first=_PLAIN_FIRST)
+        turns = draw_turns(facts, relations, self.stage.tasks, random, plain_first=_PLAIN_FIRST)
         one_each = self.stage.conversation == "separate"
         conversations = tuple((turn,) for turn in turns) if one_each else (tuple(turns),) if turns else ()
         return replace(sample, conversations=conversations)
@@ -246,16 +293,17 @@ class BatchDataset(Dataset[list[Sample]]):
         return replace(inputs, pixels_3SS=pixels_3SS, region_masks_RGG=masks_RGG), mirrored
 
 
-def _category_id(label: LabeledRegion) -> int:
-    assert label.category_id is not None  # load_corpus has refused others
-    return label.category_id
-
-
-def _facts(mask: RegionMask, name: str, caption: str | None, mirrored: bool) -> RegionFacts:
+def _facts(mask: RegionMask, name: str | None, label: LabeledRegion, mirrored: bool) -> RegionFacts:
     """Return what conversations may say of a region, in the picture as it is shown."""
     x, y, width, height = mask.box_xywh
     left = mask.width_px - x - width if mirrored else x
-    return RegionFacts(box_xywh=(left, y, width, height), area_px=mask.area_px, name=name, caption=caption)
+    return RegionFacts(
+        box_xywh=(left, y, width, height),
+        area_px=mask.area_px,
+        name=name,
+        caption=label.caption,
+        expressions=label.expressions,
+    )
 
 
 class NameDataset(Dataset[list[str]]):

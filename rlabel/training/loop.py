@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
+from rlabel.corpus.labeled import Format
 from rlabel.errors import InputError, RunError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
@@ -54,6 +55,9 @@ class TrainJob:
     val_images_url: str | None = None
     val_annotations_url: str | None = None
     val_limit: int = 100
+    format: Format | Literal["auto"] = "coco"
+    split: str | None = None
+    val_split: str | None = None
     num_loader_workers: int = 1
 
 
@@ -89,10 +93,10 @@ def train(job: TrainJob, surroundings: Surroundings) -> tuple[RegionGPTForCondit
     logging.disable_progress_bar()  # bars would flood a job's log
     model = load_model(job.model, Precision(dtype="float32"), surroundings.device)
     processor = load_processor(job.model)
-    corpus = load_corpus(job.images_url, job.annotations_url, job.limit)
+    corpus = load_corpus(job.images_url, job.annotations_url, job.limit, job.format, job.split)
     validation = None
     if job.val_images_url and job.val_annotations_url:
-        validation = load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit)
+        validation = load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit, job.format, job.val_split)
     checkpoint = surroundings.restore()
     state = json.loads((checkpoint / "trainer.json").read_text()) if checkpoint else {"stage": 0, "step": 0}
     if checkpoint and not state["step"]:  # the end of a stage: plain weights, before the next stage adds LoRA
@@ -132,7 +136,7 @@ def _run_stage(
     sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
     dataset: BatchDataset | NameDataset
     if stage.objective == "spell":
-        dataset = NameDataset(list(corpus.names.values()), stage, job.seed + 1000 * number, surroundings.rank)
+        dataset = NameDataset(corpus.all_names, stage, job.seed + 1000 * number, surroundings.rank)
     else:
         dataset = BatchDataset(
             sampled, processor, stage, job.seed + 1000 * number, surroundings.rank, surroundings.world_size
@@ -146,7 +150,7 @@ def _run_stage(
         num_workers=job.num_loader_workers,
         prefetch_factor=4 if job.num_loader_workers else None,
     )
-    step_module = TrainingStep(model, processor, stage, list(corpus.names.values()))
+    step_module = TrainingStep(model, processor, stage, corpus.all_names)
     if stage.objective == "spell":
         seen = BatchDataset(sampled, processor, stage, job.seed, 0, 1)
         num_pictures = min(_BANK_IMAGES, len(sampled.images))
@@ -265,7 +269,7 @@ def _validate(step: TrainingStep, corpus: TrainCorpus, surroundings: Surrounding
         nonlocal right, total
         if not pending:
             return
-        total += sum(len(sample.names) for sample in pending)
+        total += sum(name is not None for sample in pending for name in sample.names)
         if step.stage.objective == "align":
             training = step.training
             step.eval()
@@ -276,7 +280,7 @@ def _validate(step: TrainingStep, corpus: TrainCorpus, surroundings: Surrounding
         else:
             answers = engine.answer([sample.inputs for sample in pending])
             right += sum(
-                decoded.text.lower() == name.lower()
+                name is not None and decoded.text.lower() == name.lower()
                 for sample, image in zip(pending, answers, strict=True)
                 for name, decoded in zip(sample.names, image, strict=True)
             )

@@ -69,14 +69,14 @@ class TrainingStep(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
             batch = self._device_batch(samples, device)
             image_tokens_BTD, regions_RKD = self._encode(batch)
-            target_R = torch.tensor(
-                [self.name_index[name] for sample in samples for name in sample.names], device=device
-            )
+            names = [name for sample in samples for name in sample.names]
+            named = [i for i, name in enumerate(names) if name is not None]
+            target_R = torch.tensor([self.name_index[name] for name in names if name is not None], device=device)
             if self.stage.objective == "align":
-                return self._align(regions_RKD, target_R)
+                return self._align(regions_RKD[named], target_R) if named else self._nothing()
             result = self._instruct(samples, image_tokens_BTD, regions_RKD)
-            if self.stage.align_weight:
-                aligned = self._align(regions_RKD, target_R)
+            if self.stage.align_weight and named:
+                aligned = self._align(regions_RKD[named], target_R)
                 return StepResult(
                     loss=result.loss + self.stage.align_weight * aligned.loss,
                     num_right=result.num_right,
@@ -179,15 +179,16 @@ class TrainingStep(nn.Module):
         """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
         training = self.training
         self.eval()
-        kept = slice(0, _ROW_NAMES // 2)
+        most = _ROW_NAMES // 2
         with torch.no_grad():
             for sample in samples:
                 batch = to_device_batch([sample.inputs], self.processor, next(self.model.parameters()).device)
                 image_1TD, regions_RKD = self._encode(batch)
+                named = [(i, name) for i, name in enumerate(sample.names) if name is not None][:most]
                 picture = EncodedPicture(
                     image_1TD=image_1TD.float(),
-                    regions_RD=regions_RKD.float().mean(1)[kept],
-                    names=sample.names[kept],
+                    regions_RD=regions_RKD.float().mean(1)[[i for i, _ in named]],
+                    names=tuple(name for _, name in named),
                 )
                 self.bank.pictures.append(picture)
             self.bank.finish(self.name_embeddings(), self.name_index)
