@@ -38,17 +38,28 @@ def test_made_up_tokens_are_as_long_as_words_and_some_lie_far_from_every_name() 
     assert float(cosine_R.min()) < 0.5 < 0.95 < float(cosine_R.max())
 
 
+def test_easy_tokens_lie_near_their_names() -> None:
+    names_ND = embeddings()
+    torch.manual_seed(0)
+    index_R = torch.arange(20).repeat(50)
+    tokens_RD, nearest_R = make_up(index_R, names_ND, None, hardness=0.2)
+    assert torch.equal(nearest_R, index_R)
+    assert float(F.cosine_similarity(tokens_RD, names_ND[index_R]).min()) > 0.85
+
+
 def test_made_up_tokens_miss_in_the_directions_in_which_real_ones_do() -> None:
     """All real tokens miss along one axis that no name has: half of the made-up ones must lie along it too."""
     names_ND = F.pad(embeddings(), (0, 1))
     axis_D = F.one_hot(torch.tensor(64), 65).float()
     picture = EncodedPicture(image_1TD=torch.zeros(1, 4, 65), regions_RD=names_ND[:2] + 0.3 * axis_D, names=("a", "b"))
     bank = Bank(pictures=[picture])
-    bank.finish(names_ND, {"a": 0, "b": 1})
-    assert bank.misses_MD is not None
-    assert torch.allclose(bank.misses_MD, axis_D.expand(2, -1), atol=1e-5)
+    bank.finish({"a": 0, "b": 1})
     torch.manual_seed(0)
-    tokens_RD, _ = make_up(torch.arange(20).repeat(50), names_ND, bank.misses_MD)
+    misses_RD = bank.draw_misses(1000, names_ND)
+    assert misses_RD is not None
+    assert torch.allclose(misses_RD, axis_D.expand(1000, -1), atol=1e-5)
+    torch.manual_seed(0)
+    tokens_RD, _ = make_up(torch.arange(20).repeat(50), names_ND, misses_RD)
     along_R = F.normalize(tokens_RD, dim=-1)[:, 64]
     assert 0.25 < float((along_R > 0.5).float().mean()) < 0.75
 
@@ -65,8 +76,8 @@ def test_real_tokens_stay_near_what_they_were() -> None:
 
 def test_a_bank_without_pictures_has_nothing_to_draw() -> None:
     bank = Bank()
-    bank.finish(embeddings(), {})
-    assert bank.draw() is None and bank.misses_MD is None
+    bank.finish({})
+    assert bank.draw() is None and bank.draw_misses(3, embeddings()) is None
 
 
 @pytest.mark.parametrize("banked", [False, True])
@@ -74,7 +85,7 @@ def test_spelling_trains_the_language_model_alone_by_answers_alone(tmp_path: Pat
     made = tiny()
     step = training_step(made, stage("spell", learning_rates=rates(*PARTS)))
     if banked:
-        step.fill_bank(samples_of(tmp_path, made[1]))
+        step.fill_bank([samples_of(tmp_path, made[1])])
     torch.manual_seed(0)
     tap = Tap(made[0])
     result = step(["cat", "fire hydrant"] * 10)

@@ -6,10 +6,12 @@ Plain torch. Where it runs, and where its checkpoints lie, is the affair of a `S
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,7 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers.utils import logging
 
 from rlabel.corpus.labeled import Format
@@ -67,6 +69,7 @@ _HEARTBEAT_S = 15.0
 _MAX_REFUSED = 10
 # Pictures whose tokens are kept, encoded once, while names are spelled: some 100 MB at a width of 256.
 _BANK_IMAGES = 1500
+_BANK_BATCH = 8
 # Checkpoints kept on the disk.
 _KEPT = 2
 
@@ -152,16 +155,10 @@ def _run_stage(
     )
     step_module = TrainingStep(model, processor, stage, corpus.all_names)
     if stage.objective == "spell":
-        seen = BatchDataset(sampled, processor, stage, job.seed, 0, 1)
-        num_pictures = min(_BANK_IMAGES, len(sampled.images))
-        note = f"encodes {num_pictures} pictures, once"
         waits = Progress(
-            stage=stage.name, step=first_step, num_steps=num_steps, loss=0, train_accuracy=0, regions_per_s=0, note=note
+            stage=stage.name, step=first_step, num_steps=num_steps, loss=0, train_accuracy=0, regions_per_s=0
         )
-        surroundings.report(waits, None)
-        own = range(surroundings.rank, num_pictures, surroundings.world_size)
-        pictures = (seen.sample(index, 0, stage.augment) for index in own)
-        step_module.fill_bank(sample for sample in pictures if sample is not None)
+        step_module.fill_bank(_pictures_to_encode(job, stage, sampled, processor, surroundings, waits))
     wrapped = surroundings.wrap(step_module)
     trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
     meter = Meter()
@@ -174,6 +171,7 @@ def _run_stage(
             group["lr"] = group["peak_lr"] * share
         # Dropout of this step is the same whether the run was resumed before it or not.
         torch.manual_seed(int(np.random.SeedSequence((job.seed, number, step, surroundings.rank)).generate_state(1)[0]))
+        step_module.progress = step / num_steps
         for samples in islice(batches, stage.accumulate):
             result = wrapped(samples)
             if not result.loss.requires_grad:
@@ -213,6 +211,33 @@ def _run_stage(
             write = checkpoint_writer(model, None if last else optimizer, place) if due_checkpoint else None
             surroundings.report(progress, write)
             model.train()
+
+
+def _pictures_to_encode(
+    job: TrainJob,
+    stage: Stage,
+    corpus: TrainCorpus,
+    processor: RegionGPTProcessor,
+    surroundings: Surroundings,
+    waits: Progress,
+) -> Iterator[list[Sample]]:
+    """Yield this rank's share of some pictures for `spell`, and say now and then how far that is."""
+    batched = stage.model_copy(update={"images_per_batch": _BANK_BATCH})
+    pictures = BatchDataset(corpus, processor, batched, job.seed, surroundings.rank, surroundings.world_size)
+    num_batches = min(pictures.batches_per_epoch, -(-_BANK_IMAGES // (_BANK_BATCH * surroundings.world_size)))
+    loader = DataLoader(
+        Subset(pictures, range(num_batches)),
+        batch_size=None,
+        collate_fn=keep_samples,
+        num_workers=job.num_loader_workers,
+    )
+    said = -math.inf
+    for number, samples in enumerate(loader):
+        if time.monotonic() - said > _HEARTBEAT_S:
+            said = time.monotonic()
+            note = f"encodes pictures, once: {number * _BANK_BATCH} of {num_batches * _BANK_BATCH}"
+            surroundings.report(replace(waits, note=note), None)
+        yield samples
 
 
 def _parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) -> list[dict[str, object]]:

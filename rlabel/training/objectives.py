@@ -25,6 +25,8 @@ from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up
 
 # Names in one packed row of `spell`.
 _ROW_NAMES = 16
+# How far made-up tokens lie from names at the beginning of `spell`, as a share of the farthest, and when the farthest are reached.
+_EASIEST, _HARD_AFTER = 0.25, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class TrainingStep(nn.Module):
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
         self.scripts: dict[tuple[str, str], Script] = {}
         self.bank = Bank()
+        # Share of the stage's steps that are done; the loop keeps it.
+        self.progress = 0.0
 
     def forward(self, samples: list[Sample] | list[str]) -> StepResult:
         """Return the loss of one batch: prepared images, or names for `spell`."""
@@ -158,7 +162,8 @@ class TrainingStep(nn.Module):
             real = picture.names if picture is not None else ()
             around = names[start : start + _ROW_NAMES - len(real)]
             index_R = torch.tensor([self.name_index[name] for name in around], device=names_ND.device, dtype=torch.long)
-            tokens_RD, nearest_R = make_up(index_R, names_ND, self.bank.misses_MD)
+            misses_RD = self.bank.draw_misses(len(around), names_ND)
+            tokens_RD, nearest_R = make_up(index_R, names_ND, misses_RD, self._hardness())
             if picture is not None:
                 tokens_RD = torch.cat([disturb(picture.regions_RD, names_ND), tokens_RD])
                 noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
@@ -168,6 +173,10 @@ class TrainingStep(nn.Module):
             rows.append((pack(scripts, self.processor.region_token_id), noise_1TD, regions_RKD))
         return self._answer_loss(rows)
 
+    def _hardness(self) -> float:
+        """Tokens near their names first: a fresh language model that starts with far ones does not find out that they matter at all."""
+        return min(1.0, _EASIEST + self.progress / _HARD_AFTER)
+
     def _naming(self, question: str, name: str) -> Script:
         """Return the tokens of one question and a name; kept, since names come again and again."""
         if (question, name) not in self.scripts:
@@ -175,23 +184,30 @@ class TrainingStep(nn.Module):
             self.scripts[question, name] = script(self.processor, [turn])
         return self.scripts[question, name]
 
-    def fill_bank(self, samples: Iterable[Sample]) -> None:
+    def fill_bank(self, batches: Iterable[list[Sample]]) -> None:
         """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
         training = self.training
         self.eval()
         most = _ROW_NAMES // 2
         with torch.no_grad():
-            for sample in samples:
-                batch = to_device_batch([sample.inputs], self.processor, next(self.model.parameters()).device)
-                image_1TD, regions_RKD = self._encode(batch)
-                named = [(i, name) for i, name in enumerate(sample.names) if name is not None][:most]
-                picture = EncodedPicture(
-                    image_1TD=image_1TD.float(),
-                    regions_RD=regions_RKD.float().mean(1)[[i for i, _ in named]],
-                    names=tuple(name for _, name in named),
+            for samples in batches:
+                if not samples:
+                    continue
+                device = next(self.model.parameters()).device
+                image_tokens_BTD, regions_RKD = self._encode(
+                    to_device_batch([sample.inputs for sample in samples], self.processor, device)
                 )
-                self.bank.pictures.append(picture)
-            self.bank.finish(self.name_embeddings(), self.name_index)
+                start = 0
+                for sample, image_TD in zip(samples, image_tokens_BTD.float(), strict=True):
+                    named = [(start + i, name) for i, name in enumerate(sample.names) if name is not None][:most]
+                    picture = EncodedPicture(
+                        image_1TD=image_TD[None],
+                        regions_RD=regions_RKD.float().mean(1)[[i for i, _ in named]],
+                        names=tuple(name for _, name in named),
+                    )
+                    self.bank.pictures.append(picture)
+                    start += len(sample.names)
+            self.bank.finish(self.name_index)
         self.train(training)
 
     def _instruct(self, samples: list[Sample], image_tokens_BTD: Tensor, regions_RKD: Tensor) -> StepResult:

@@ -31,36 +31,45 @@ class Bank:
     """Encoded pictures, and the directions in which their region tokens miss their names: made-up tokens shall miss in the same way."""
 
     pictures: list[EncodedPicture] = field(default_factory=list)
-    misses_MD: Tensor | None = None
+    tokens_MD: Tensor | None = None
+    own_M: Tensor | None = None
 
-    def finish(self, names_ND: Tensor, name_index: dict[str, int]) -> None:
-        """Work out the misses, once all pictures are in. names_ND: embeddings by name_index."""
-        if not self.pictures:
-            return
-        tokens_MD = F.normalize(torch.cat([picture.regions_RD for picture in self.pictures]), dim=-1)
+    def finish(self, name_index: dict[str, int]) -> None:
+        """Gather the region tokens of all pictures, once they are in. name_index: place of each name among the embeddings."""
         own = [name_index[name] for picture in self.pictures for name in picture.names]
-        unit_MD = F.normalize(names_ND[own], dim=-1)
-        self.misses_MD = F.normalize(tokens_MD - (tokens_MD * unit_MD).sum(-1, keepdim=True) * unit_MD, dim=-1)
+        if own:
+            self.tokens_MD = F.normalize(torch.cat([picture.regions_RD for picture in self.pictures]), dim=-1)
+            self.own_M = torch.tensor(own, device=self.tokens_MD.device)
 
     def draw(self) -> EncodedPicture | None:
         return self.pictures[int(torch.randint(len(self.pictures), ()))] if self.pictures else None
 
+    def draw_misses(self, count: int, names_ND: Tensor) -> Tensor | None:
+        """Return misses_RD: unit directions in which some real tokens miss their names, as the names are now; None without pictures."""
+        if self.tokens_MD is None or self.own_M is None:
+            return None
+        drawn_R = torch.randint(len(self.tokens_MD), (count,), device=self.tokens_MD.device)
+        tokens_RD, unit_RD = self.tokens_MD[drawn_R], F.normalize(names_ND[self.own_M[drawn_R]], dim=-1)
+        return F.normalize(tokens_RD - (tokens_RD * unit_RD).sum(-1, keepdim=True) * unit_RD, dim=-1)
 
-def make_up(index_R: Tensor, names_ND: Tensor, misses_MD: Tensor | None) -> tuple[Tensor, Tensor]:
+
+def make_up(
+    index_R: Tensor, names_ND: Tensor, misses_RD: Tensor | None, hardness: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return (tokens_RD, nearest_R): tokens around the names of index_R, drawn towards other names and aside; the name that each is nearest to by cosine.
 
+    misses_RD: where half of the tokens are drawn aside to. hardness: share of the full distance from a name, 0 to 1.
     The nearest name is what is to be said: between two names the language model then learns the very decision that alignment prepared.
     """
     unit_ND = F.normalize(names_ND, dim=-1)
     num, device = len(index_R), names_ND.device
     others_R2 = torch.randint(len(names_ND), (num, 2), device=device)
-    towards_R21 = torch.rand(num, 2, 1, device=device) * torch.tensor(_TOWARDS, device=device)[:, None]
+    towards_R21 = torch.rand(num, 2, 1, device=device) * hardness * torch.tensor(_TOWARDS, device=device)[:, None]
     aside_RD = F.normalize(torch.randn(num, names_ND.shape[1], device=device), dim=-1)
-    if misses_MD is not None:
-        real_RD = misses_MD[torch.randint(len(misses_MD), (num,), device=device)]
-        aside_RD = torch.where(torch.rand(num, 1, device=device) < 0.5, aside_RD, real_RD)
+    if misses_RD is not None:
+        aside_RD = torch.where(torch.rand(num, 1, device=device) < 0.5, aside_RD, misses_RD)
     turned_RD = unit_ND[index_R] + (towards_R21 * unit_ND[others_R2]).sum(1)
-    turned_RD = F.normalize(turned_RD + _ASIDE * torch.rand(num, 1, device=device) * aside_RD, dim=-1)
+    turned_RD = F.normalize(turned_RD + hardness * _ASIDE * torch.rand(num, 1, device=device) * aside_RD, dim=-1)
     nearest_R = (turned_RD @ unit_ND.T).argmax(-1)
     length_R1 = names_ND[nearest_R].norm(dim=-1, keepdim=True)
     return turned_RD * length_R1 * (0.6 + 0.8 * torch.rand(num, 1, device=device)), nearest_R
