@@ -337,7 +337,15 @@ def test_actors_are_chosen_by_the_cluster_where_the_settings_leave_it_open(local
     assert choose_actors(local_ray, 7, -1.0, 1) == (7, 1.0)
 
 
-def test_ctrl_c_in_the_middle_ends_the_actors_and_keeps_what_is_done(place, undisturbed):
+@pytest.fixture
+def ctrl_c_raises():
+    """A shell that starts tests in the background leaves them with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_middle_ends_the_actors_and_keeps_what_is_done(place, undisturbed, ctrl_c_raises):
     def stop() -> None:
         if place.run.committed():
             os.kill(os.getpid(), signal.SIGINT)
