@@ -133,6 +133,8 @@ REFUSALS: list[tuple[Callable[[Call], None], dict[str, str | None], tuple[str, .
     ),
     (nothing, {"val_images": "x"}, (), 2, "--val-images and --val-annotations: expected both or neither"),
     (nothing, {"val_annotations": "x"}, (), 2, "--val-images and --val-annotations: expected both or neither"),
+    (nothing, {"split": "train"}, (), 2, "only RefCOCO's references have splits"),
+    (nothing, {"format": "lvis"}, (), 1, "or read this one as coco"),
     (nothing, {"val_images": "x", "val_annotations": "none.json"}, (), 1, "none.json: there is no such file"),
     (nothing, {"model": "./nowhere"}, (), 1, "--model ./nowhere: no such folder"),
     (nothing, {"seed": "-1"}, (), 2, "--seed"),

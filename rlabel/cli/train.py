@@ -56,6 +56,10 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     refuse_relative_out_in_a_job(settings.out)
     if (settings.val_images is None) != (settings.val_annotations is None):
         raise UsageError("--val-images and --val-annotations: expected both or neither, got one. Give the other.")
+    if (settings.split or settings.val_split) and settings.format not in ("refcoco", "auto"):
+        raise UsageError(
+            f"--split: only RefCOCO's references have splits, and --format is {settings.format}. Leave it out, and name the file of the split."
+        )
     model = resolve(settings.model)
     record = {
         **settings.deciding(),
