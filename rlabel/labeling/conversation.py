@@ -89,8 +89,6 @@ class Conversation:
 
     def _asked(self, turns: list[Turn]) -> list[int]:
         """Return the tokens of the conversation up to the answer that is wanted: what was said stands as it was said, token for token."""
-        if len(turns) == 1:
-            return self.processor.turn_ids(turns)
         try:
             return [*self._ids, *self._picked, *self.processor.turn_ids(turns)]
         except InputError:  # the chat template rewrites what was said

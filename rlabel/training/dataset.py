@@ -85,20 +85,28 @@ def load_corpus(
     Raises InputError when it has no categories (COCO), names a category that it does not define, or holds no usable region; also when the pictures are
     not where images_url says.
     """
-    read = _load_coco(images_url, annotations_url, limit) if format == "coco" else None
-    if read is None:
-        with open_labeled(format, annotations_url, split) as source:
-            # LVIS and V3Det write words joined by underscores.
-            names = {number: category.name.replace("_", " ").strip() for number, category in source.categories.items()}
-            images = tuple(_without_crowds(image) for image in source.images(limit))
-        images = tuple(image for image in images if image.labels and image.record.file_name)
-        read = TrainCorpus(images_url=images_url, images=images, names=names)
+    read = (
+        _load_coco(images_url, annotations_url, limit)
+        if format == "coco"
+        else _load_other(images_url, annotations_url, limit, format, split)
+    )
     if not read.images:
         raise InputError(
             f"{annotations_url}: expected at least one labeled region of a picture, got none. Check annotations and image ids."
         )
     _check_pictures(read, annotations_url)
     return read
+
+
+def _load_other(
+    images_url: str, annotations_url: str, limit: int | None, format: Format | Literal["auto"], split: str | None
+) -> TrainCorpus:
+    with open_labeled(format, annotations_url, split) as source:
+        # LVIS and V3Det write words joined by underscores.
+        names = {number: category.name.replace("_", " ").strip() for number, category in source.categories.items()}
+        images = tuple(_without_crowds(image) for image in source.images(limit))
+    images = tuple(image for image in images if image.labels and image.record.file_name)
+    return TrainCorpus(images_url=images_url, images=images, names=names)
 
 
 def _without_crowds(image: LabeledImage) -> LabeledImage:
