@@ -29,18 +29,12 @@ from rlabel.records import ImageRecord, Region
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 from rlabel.storage import Store
 from rlabel.training.augment import Augment
-from rlabel.training.dataset import (
-    BatchDataset,
-    NameDataset,
-    Sample,
-    TrainCorpus,
-    cap_per_category,
-    fade_keeps,
-    keep_samples,
-    load_corpus,
-)
+from rlabel.training.corpus import TrainCorpus, pack, union
+from rlabel.training.dataset import BatchDataset, NameDataset, Sample, fade_keeps, keep_samples
 from rlabel.training.objectives import TrainingStep
 from rlabel.training.packing import script
+from rlabel.training.parts import load_corpus
+from rlabel.training.sampling import cap_per_category
 from train_factories import CATEGORIES, Files, edit, labeled_corpus, row, stage, tiny
 
 AUGMENT = {"geometry": 1, "mirror": 0.5, "colour": 1, "cutout": 0.5, "box": 0.5, "keep": [0.0, 0.5]}
@@ -79,7 +73,7 @@ def test_corpus_gives_labeled_regions_in_file_order(tmp_path: Path) -> None:
     assert [image.record.file_name for image in corpus.images] == ["0.png", "1.png", "2.png"]
     assert [[label.category_id for label in image.labels] for image in corpus.images] == [[1, 2], [2, 3], [3, 4]]
     assert corpus.num_regions == 6
-    assert corpus.names == {row["id"]: row["name"] for row in CATEGORIES}
+    assert corpus.parts[0].names == {row["id"]: row["name"] for row in CATEGORIES}
 
 
 def test_limit_takes_the_first_images(tmp_path: Path) -> None:
@@ -149,7 +143,7 @@ def made_corpus(categories: list[list[int]]) -> TrainCorpus:
                 record=ImageRecord(row={}, file_name=f"{i}", width_px=1, height_px=1, regions=regions), labels=labels
             )
         )
-    return TrainCorpus(images_url="", images=tuple(images), names=dict.fromkeys(range(5), "x"))
+    return union([pack(images, dict.fromkeys(range(5), "x"))])
 
 
 def counted(corpus: TrainCorpus) -> Counter[int | None]:
@@ -341,7 +335,7 @@ def test_validation_fades_crops_as_labeling_does_whatever_training_draws(tmp_pat
     wide = stage(augment=Augment(keep=(0.6, 0.9)))
     sample = BatchDataset(corpus, made, wide, 5, 0, 1).sample(0, 0, None)
     assert sample is not None
-    step = TrainingStep(model, made, wide, list(corpus.names.values()))
+    step = TrainingStep(model, made, wide, corpus.all_names)
     wanted = to_device_batch([sample.inputs], made, torch.device("cpu")).zoom_pixels_Z3SS
     trained = step.train()._device_batch([sample], torch.device("cpu")).zoom_pixels_Z3SS
     validated = step.eval()._device_batch([sample], torch.device("cpu")).zoom_pixels_Z3SS

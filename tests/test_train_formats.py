@@ -20,8 +20,10 @@ from dataset_factories import (
 )
 from rlabel.corpus.open import open_labeled
 from rlabel.prompts.tasks import TASKS
-from rlabel.training.dataset import BatchDataset, Sample, TrainCorpus, load_corpus
+from rlabel.training.corpus import TrainCorpus
+from rlabel.training.dataset import BatchDataset, Sample
 from rlabel.training.loop import train
+from rlabel.training.parts import load_corpus
 from train_factories import Files, place, recipe, stage, tiny, tiny_folder
 
 ALL = dict.fromkeys(TASKS, 1.0)
@@ -94,7 +96,7 @@ def test_names_of_lvis_are_words_without_underscores(tmp_path: Path) -> None:
 
 def test_visual_genome_gives_names_captions_and_relations(tmp_path: Path) -> None:
     corpus = loaded("visual_genome", tmp_path)
-    assert corpus.names == {} and corpus.all_names
+    assert corpus.parts[0].names == {} and corpus.all_names
     said = answers(corpus, tasks={"classify": 1.0, "caption": 1.0, "relate": 1.0})
     stated = {relation.predicate for image in corpus.images for relation in image.relations}
     captions = {label.caption for image in corpus.images for label in image.labels if label.caption}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rlabel.corpus.images import BadImage, PixelsHWC, open_image
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
-from rlabel.records import Failure, ImageRecord, JsonValue, Region
+from rlabel.records import Failure, ImageRecord, JsonValue, Pair, Query, QueryFailure, Region
 from rlabel.storage import Store
 
 _LONGEST_NAME = 200
@@ -80,6 +80,13 @@ def prepare_image(store: Store, record: ImageRecord, limits: Limits, *, include_
 def stray_failure(region: Region) -> Failure:
     """Return the failure that a region of no image ends as."""
     return region_failure(region, None, "no image", region.problem or "no image row has it")
+
+
+def query_failure(query: Query, image_name: str = "no image") -> QueryFailure:
+    """Return the failure that a pair or expression ends as whose own row cannot be used."""
+    what = "pair" if isinstance(query, Pair) else "expression"
+    reason = f"{image_name}, {what} {query.key}: {query.problem or 'no image row has its image_id'}."
+    return QueryFailure(query=query, image_id=query.image_id, kind="query", reason=reason)
 
 
 def region_failure(region: Region, image_id: JsonValue, image_name: str, cause: str) -> Failure:
