@@ -16,6 +16,12 @@ from rlabel.schema_files import validate
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
+Parallel = Literal["ddp", "fsdp"]
+LabelTask = Literal["classify", "caption", "describe", "relate", "refer"]
+LabelMode = Literal["separate", "one_turn", "multi_turn"]
+RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
+ReferBy = Literal["likelihood", "mixture", "number"]
+LabelViews = Literal["plain", "flip", "box", "both"]
 EMBEDDED_MODEL = "embedded"
 
 
@@ -42,6 +48,9 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_name: ClassVar[str]
 
+    def check(self) -> None:
+        """Raise UsageError for settings that do not go together."""
+
 
 class LabelSettings(_Settings):
     """Settings of `rlabel label`. Paths may be any fsspec URL."""
@@ -50,15 +59,46 @@ class LabelSettings(_Settings):
 
     images: str = Field(description="folder of the pictures")
     regions: str = Field(description="COCO JSON with class-agnostic masks or boxes")
-    vocabulary: str = Field(description="target names: JSON, COCO or LVIS categories, or a text file")
+    vocabulary: str | None = Field(
+        None, description="target names: JSON, COCO or LVIS categories, or a text file; classify needs them"
+    )
     out: str = Field(description="run directory, made or continued")
+    task: LabelTask = Field(
+        "classify",
+        description="classify: a category of the vocabulary a region; caption, describe: a short or long text a region; "
+        "relate: a predicate a pair of regions; refer: the region that an expression means",
+    )
+    mode: LabelMode = Field(
+        "separate",
+        description="of classify: a conversation a region; one question about all regions of an image; one conversation an image, a question a region",
+    )
+    pairs: str | None = Field(
+        None,
+        description="of relate: JSON list of {image_id, subject, object}; if left out, each region and its nearest",
+    )
+    max_pairs_per_image: int = Field(20, ge=1, description="of relate, without --pairs")
+    relation: RelationKind = Field("free", description="of relate: what is asked")
+    expressions: str | None = Field(None, description="of refer: JSON list of {image_id, expression, id?, region_ids?}")
+    refer_by: ReferBy = Field(
+        "likelihood",
+        description="of refer: the region that the expression is the likeliest caption of; caption or name; or the model is asked for a number",
+    )
+    views: LabelViews = Field(
+        "plain", description="look at each region mirrored, or with its box for a mask, as well, and take the mean"
+    )
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
     embedder: str | None = Field(
         None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out"
     )
 
-    question: str | None = Field(None, pattern="<region>", description="asked of every region; holds <region>")
-    max_new_tokens: int = Field(24, ge=1, le=1024)
+    question: str | None = Field(
+        None,
+        description="asked instead of the task's own; holds <region> (relate: <region1>, <region2>; one_turn: {choices}; "
+        "refer by number: {choices}, {expression})",
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=1024, description="of an answer; if left out 24, caption 48, describe 192, refer 8"
+    )
     threshold: float = Field(0.6, ge=-1, le=1, description="least cosine for the embedding step of snapping")
     margin: float = Field(0.02, ge=0, le=2, description="least lead of the nearest category over the next")
     include_crowds: bool = True
@@ -99,13 +139,74 @@ class LabelSettings(_Settings):
     def deciding(self) -> JsonObject:
         """Return the settings that decide what is written; where work runs, and how often it is tried, does not."""
         names = (
-            "max_new_tokens", "threshold", "margin", "include_crowds", "limit", "quantization", "double_quantization", "dtype",
+            "task", "views", "threshold", "margin", "include_crowds", "limit", "quantization", "double_quantization", "dtype",
             "compute_dtype", "device", "images_per_shard", "max_regions_per_shard", "max_regions_per_batch", "cpus_per_actor",
         )  # fmt: skip
         values: dict[str, JsonValue] = {name: getattr(self, name) for name in names}
+        for name, task in _OF_ONE_TASK.items():  # what another task asks for says nothing of this one
+            if name not in ("pairs", "expressions", "results_files"):
+                values[name] = getattr(self, name) if task == self.task else None
+        if self.task != "classify":
+            values["threshold"] = values["margin"] = None
+        if self.pairs is not None:
+            values["max_pairs_per_image"] = None
+        values["max_new_tokens"] = self.answer_tokens
         if self.quantization == "none":  # these two say nothing then, so they must not refuse a resume
             values["double_quantization"] = values["compute_dtype"] = None
         return values
+
+    @property
+    def answer_tokens(self) -> int:
+        """Return the longest answer in tokens, end token included."""
+        own = {"caption": 48, "describe": 192, "refer": 8}
+        return self.max_new_tokens or own.get(self.task, 24)
+
+    def check(self) -> None:
+        """Raise UsageError for settings that do not go together."""
+        for name, task, what in (
+            ("vocabulary", "classify", "the names that answers are snapped to"),
+            ("expressions", "refer", "a JSON list of {image_id, expression}"),
+        ):
+            if self.task == task and getattr(self, name) is None:
+                raise UsageError(
+                    f"--{name}: missing. Give it as a flag, or as `{name}:` in the file of --config: {what}, which --task {task} needs."
+                )
+        for name, task in _OF_ONE_TASK.items():
+            if self.task != task and getattr(self, name) != type(self).model_fields[name].default:
+                flag = name.replace("_", "-")
+                raise UsageError(
+                    f"--{flag}: it is of --task {task}, got --task {self.task}. Leave it out, or give --task {task}."
+                )
+        if (
+            self.pairs is not None
+            and self.max_pairs_per_image != type(self).model_fields["max_pairs_per_image"].default
+        ):
+            raise UsageError(
+                "--max-pairs-per-image: it bounds the pairs that rlabel chooses, got --pairs. Leave one of them out."
+            )
+        if self.views != "plain" and (self.mode != "separate" or self.refer_by == "number"):
+            raise UsageError(
+                f"--views {self.views}: conversations about many regions take the plain look only. Leave it out, or ask one region at a time."
+            )
+        self._check_question()
+
+    def _check_question(self) -> None:
+        marks = {"relate": ("<region1>", "<region2>")}.get(self.task, ("<region>",))
+        if self.mode == "one_turn":
+            marks = ("{choices}",)
+        elif self.refer_by == "number":
+            marks = ("{choices}", "{expression}")
+        if self.question is not None and any(self.question.count(mark) != 1 for mark in marks):
+            raise UsageError(
+                f"--question: expected {' and '.join(marks)} in it, once each, for what is asked about, got {self.question!r}."
+            )
+
+
+# Settings that only one task knows.
+_OF_ONE_TASK = {
+    "mode": "classify", "results_files": "classify", "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
+    "expressions": "refer", "refer_by": "refer",
+}  # fmt: skip
 
 
 class TrainSettings(_Settings):
@@ -113,8 +214,9 @@ class TrainSettings(_Settings):
 
     schema_name: ClassVar[str] = "train-settings"
 
-    images: str = Field(description="folder of the pictures")
-    annotations: str = Field(description="COCO JSON with categories, or what --format says")
+    images: str | None = Field(None, description="folder of the pictures")
+    annotations: str | None = Field(None, description="COCO JSON with categories, or what --format says")
+    mixture: str | None = Field(None, description="YAML file of several labeled datasets, instead of these two")
     format: DatasetFormat = Field("coco", description="layout of the annotations")
     split: str | None = Field(None, description="RefCOCO: train, val, test, testA or testB")
     out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
@@ -130,10 +232,12 @@ class TrainSettings(_Settings):
     storage: str | None = Field(None, description="where checkpoints go, any fsspec URL; OUT/checkpoints if left out")
     save_dtype: Dtype = "float32"
     num_workers: int = Field(1, ge=1)
+    parallel: Parallel = Field("ddp", description="ddp: every worker holds the model; fsdp: a share of it")
     gpus_per_worker: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
     cpus_per_worker: int = Field(1, ge=1)
     num_loader_workers: int = Field(1, ge=0)
     max_failures: int = Field(3, ge=0)
+    tensorboard: bool = Field(False, description="also write OUT/tensorboard, beside progress.jsonl and curves.png")
     address: str | None = None
     no_ray: bool = False
 
@@ -154,7 +258,7 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
     values: dict[str, Any] = {} if config_file is None else _read_yaml(kind, config_file)
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
-        return kind.model_validate(values)
+        settings = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -162,6 +266,8 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
         if first["type"] == "missing":
             raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
         raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error
+    settings.check()
+    return settings
 
 
 def settings_schema(kind: type[BaseModel]) -> JsonObject:

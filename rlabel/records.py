@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
 JsonObject: TypeAlias = "dict[str, JsonValue]"
 RegionId: TypeAlias = "int | str | None"
+BoxXywh: TypeAlias = "tuple[float, float, float, float]"
 
 DecidedBy = Literal["exact", "synonym", "inflection", "phrase", "embedding"]
 
@@ -40,12 +41,49 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two regions of one image whose relation is asked for.
+
+    key: unique within the run: "row N" of the file that names the pair, or the two regions' keys where rlabel chose it.
+    image_id: as the row says it. subject, object: keys of regions of that image.
+    problem: why this cannot be asked, found while reading (an unknown id); then subject and object may be empty.
+    """
+
+    key: str
+    image_id: JsonValue
+    subject: str
+    object: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expression:
+    """Words that mean one region of an image.
+
+    key: unique within the run: "row N" of the file. image_id, expression_id: as the row says them, None where it says none.
+    candidates: keys of the regions to choose from, in the order they are listed.
+    problem: why this cannot be asked, found while reading.
+    """
+
+    key: str
+    image_id: JsonValue
+    expression_id: RegionId
+    text: str
+    candidates: tuple[str, ...]
+    problem: str | None = None
+
+
+Query: TypeAlias = "Pair | Expression"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """One image row with its regions in file order.
 
     row: the COCO image row verbatim (id, file_name, width, height and whatever else it had).
     file_name: path relative to the image root; None where the row has none usable.
     width_px, height_px: the size the row states, of the upright picture (EXIF applied); None where it states none.
+    queries: what is asked of several regions at once; None where each region is asked about by itself.
     """
 
     row: JsonObject
@@ -53,6 +91,12 @@ class ImageRecord:
     width_px: int | None
     height_px: int | None
     regions: tuple[Region, ...]
+    queries: tuple[Query, ...] | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the keys of what ends with one outcome each: regions, or queries where there are some."""
+        return [item.key for item in (self.regions if self.queries is None else self.queries)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +104,25 @@ class Shard:
     """The unit of placing, retrying, resuming and determinism.
 
     index: 0-based position in the plan. content_sha256: hex digest of the canonical JSON of images and stray regions.
-    stray_regions: rows whose image_id no image row has; each carries its `problem` and ends as a failure.
+    stray_regions, stray_queries: rows whose image_id no image row has; each carries its `problem` and ends as a failure.
     """
 
     index: int
     content_sha256: str
     images: tuple[ImageRecord, ...]
     stray_regions: tuple[Region, ...] = ()
+    stray_queries: tuple[Query, ...] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the keys of all that ends with one outcome each, in the order of the outcomes."""
+        strays = [item.key for item in (*self.stray_regions, *self.stray_queries)]
+        return [key for image in self.images for key in image.keys] + strays
 
     @property
     def num_regions(self) -> int:
-        return sum(len(image.regions) for image in self.images) + len(self.stray_regions)
+        """Return how many outcomes the shard ends with: one a region, or one a pair or expression where those are asked."""
+        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +141,31 @@ class Answer:
 class Failure:
     """A region that could not be labeled. reason names the file and the cause, in words for a person.
 
-    kind: a short stable word for counting: image, region, model, attempts.
+    kind: a short stable word for counting: image, region, model, answer (the model gave no usable one), attempts.
     """
 
     region: Region
     image_id: JsonValue
     kind: str
     reason: str
+
+    @property
+    def key(self) -> str:
+        return self.region.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryFailure:
+    """A pair or an expression without an answer. kind: as of a Failure, or "query" where its own row cannot be used."""
+
+    query: Query
+    image_id: JsonValue
+    kind: str
+    reason: str
+
+    @property
+    def key(self) -> str:
+        return self.query.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +197,13 @@ class Label:
     text: str
     text_score: float
     snap: Snap
-    box_xywh: tuple[float, float, float, float]
+    box_xywh: BoxXywh
     area_px: float
     segmentation: JsonValue
+
+    @property
+    def key(self) -> str:
+        return self.region.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +215,86 @@ class Abstention:
     text: str
     text_score: float
     snap: Snap
-    box_xywh: tuple[float, float, float, float]
+    box_xywh: BoxXywh
+    area_px: float
+
+    @property
+    def key(self) -> str:
+        return self.region.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """A region with a text about it, brief or detailed. score: the text's probability, in [0, 1]. The rest is as of a Label."""
+
+    region: Region
+    image_id: JsonValue
+    text: str
+    score: float
+    box_xywh: BoxXywh
+    area_px: float
+    segmentation: JsonValue
+
+    @property
+    def key(self) -> str:
+        return self.region.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A region as a relation or a choice names it. box_xywh: upright image pixels; area_px: of its mask."""
+
+    key: str
+    region_id: RegionId
+    box_xywh: BoxXywh
     area_px: float
 
 
-Outcome: TypeAlias = "Label | Abstention | Failure"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relation:
+    """What the subject of a pair has to do with its object. score: the predicate's probability, in [0, 1]."""
+
+    pair: Pair
+    image_id: JsonValue
+    predicate: str
+    score: float
+    subject: Place
+    object: Place
+
+    @property
+    def key(self) -> str:
+        return self.pair.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the regions to choose from. score: its share of the probability of all, in [0, 1]; None where they are not compared."""
+
+    key: str
+    region_id: RegionId
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referral:
+    """The region that an expression means. score in [0, 1]. text: the model's own words where it was asked for a number, else None.
+
+    candidates: the regions that could be chosen; those of the expression that cannot be read are not among them.
+    """
+
+    expression: Expression
+    image_id: JsonValue
+    chosen: Place
+    score: float
+    candidates: tuple[Candidate, ...]
+    text: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.expression.key
+
+
+Outcome: TypeAlias = "Label | Caption | Relation | Referral | Abstention | Failure | QueryFailure"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,10 +136,14 @@ def shard_files(out: Path) -> dict[str, tuple[int, int]]:
 
 def outputs(out: Path) -> dict[str, bytes]:
     """Return all that a run must give again byte for byte."""
-    names = ["manifest.json", "labels.json", "abstained.jsonl", "failures.jsonl"]
+    names = ["manifest.json", "abstained.jsonl", "failures.jsonl"]
+    answers = [
+        name for name in ("labels.json", "captions.json", "relations.json", "referred.json") if (out / name).exists()
+    ]
+    assert len(answers) == 1, answers
     return {
         str(path.relative_to(out)): path.read_bytes()
-        for path in [*(out / name for name in names), *sorted((out / "shards").iterdir())]
+        for path in [*(out / name for name in [*names, *answers]), *sorted((out / "shards").iterdir())]
     }
 
 

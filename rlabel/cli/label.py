@@ -13,9 +13,17 @@ from rlabel.config import LabelSettings, load_settings
 from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
 from rlabel.run.directory import RunDirectory
 from rlabel.run.job import LabelJob, open_run, plan_job
+from rlabel.run.merge import answers_file
 from rlabel.run.progress import RunProgress, heartbeat
 
 _PROBLEMS_SHOWN = 20
+_ANSWERS = {
+    "classify": "labels",
+    "caption": "captions",
+    "describe": "captions",
+    "relate": "relations",
+    "refer": "choices",
+}
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -28,6 +36,9 @@ def label(config: str | None, dry_run: bool, **flags: Any) -> None:
     \b
     Example:
       rlabel label --images photos/ --regions masks.json --vocabulary names.txt --out run/
+      rlabel label --task caption --images photos/ --regions masks.json --out captions/
+      rlabel label --task relate --images photos/ --regions masks.json --pairs pairs.json --out relations/
+      rlabel label --task refer --images photos/ --regions masks.json --expressions said.json --out referred/
 
     Run it again to continue where it stopped. Exit codes: 0 done, 1 stopped by an error, 2 wrong call, 3 too many failures, 130 interrupted.
     """
@@ -46,8 +57,10 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
             return
         run = open_run(job, under_ray=not settings.no_ray)
         progress = RunProgress(run, settings.heartbeat_s)
-        for note in job.vocabulary.notes:
+        for note in job.vocabulary.notes if job.vocabulary is not None else ():
             print(f"rlabel: vocabulary: {note}", file=sys.stderr)
+        if settings.vocabulary is not None and job.vocabulary is None:
+            print(f"rlabel: --vocabulary is not used by --task {settings.task}", file=sys.stderr)
         for problem in job.corpus.problems[:_PROBLEMS_SHOWN]:
             print(f"rlabel: corpus: {problem.where}: {problem.what}", file=sys.stderr)
         if len(job.corpus.problems) > _PROBLEMS_SHOWN:
@@ -67,29 +80,33 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
             raise
         rate = counts.failures / max(counts.regions, 1)
         too_many = rate > settings.max_failure_rate
+        unit, file = run.manifest.unit, run.store.join(answers_file(run.manifest))
+        abstained = f"{counts.abstentions} abstentions, " if settings.task == "classify" else ""
         message = (
-            f"{counts.labels} labels, {counts.abstentions} abstentions, {counts.failures} failures of {counts.regions} regions "
-            f"in {counts.images} images: {run.store.join('labels.json')}"
+            f"{counts.labels} {_ANSWERS[settings.task]}, {abstained}{counts.failures} failures of {counts.regions} {unit} "
+            f"in {counts.images} images: {file}"
         )
         status = progress.write("done", 3 if too_many else 0, message)
         print(f"rlabel: {message}", file=sys.stderr)
         print_json(
             {
                 "run": settings.out,
+                "task": settings.task,
                 "state": "done",
                 "exit_code": 3 if too_many else 0,
                 "labels": counts.labels,
                 "abstentions": counts.abstentions,
                 "failures": counts.failures,
                 "regions": counts.regions,
+                "unit": unit,
                 "images": counts.images,
                 "regions_per_s": status.regions_per_s,
-                "file": run.store.join("labels.json"),
+                "file": file,
             }  # fmt: skip
         )
         if too_many:
             raise TooManyFailures(
-                f"{settings.out}: {counts.failures} of {counts.regions} regions failed ({rate:.1%}); at most {settings.max_failure_rate:.1%} are allowed. "
+                f"{settings.out}: {counts.failures} of {counts.regions} {unit} failed ({rate:.1%}); at most {settings.max_failure_rate:.1%} are allowed. "
                 "Their reasons are in failures.jsonl. Mend the input, or raise --max-failure-rate."
             )
 
@@ -169,28 +186,32 @@ def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:
 def _print_plan(job: LabelJob) -> None:
     from rlabel.regiongpt.assembly import load_processor
     from rlabel.regiongpt.quantization import count_parameters
+    from rlabel.run.questions import example_question
 
-    prompt = load_processor(str(job.model)).prompt(job.question)
+    settings, plan, unit = job.settings, job.plan, job.manifest.unit
+    prompt = load_processor(str(job.model)).prompt(example_question(settings))
     parameters = count_parameters(job.model)
     language = parameters.get("language_model", 0)
-    plan = job.plan
-    tokens = plan.num_images * len(prompt.prefix_ids) + plan.num_regions * (len(prompt.suffix_ids) + 4)
+    print(f"task              {settings.task}" + (f", {settings.mode}" if settings.task == "classify" else ""))
     print(f"images            {plan.num_images}")
-    print(f"regions           {plan.num_regions}")
-    print(f"shards            {plan.num_shards} (at most {job.settings.images_per_shard} images each)")
-    print(f"categories        {len(job.vocabulary.categories)} ({job.vocabulary.name})")
+    print(f"{unit:17s} {plan.num_regions}")
+    print(f"shards            {plan.num_shards} (at most {settings.images_per_shard} images each)")
+    if job.vocabulary is not None:
+        print(f"categories        {len(job.vocabulary.categories)} ({job.vocabulary.name})")
     print(
         f"model             {job.model.name}: "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
     )
     print(f"prompt            {prompt.text!r}")
-    print(
-        f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its regions, and {len(prompt.suffix_ids)} a region"
-    )
-    print(
-        f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a region assumed)"
-    )
-    print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of labels")
+    if settings.task != "refer" and settings.mode == "separate":
+        tokens = plan.num_images * len(prompt.prefix_ids) + plan.num_regions * (len(prompt.suffix_ids) + 4)
+        print(
+            f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its {unit}, and {len(prompt.suffix_ids)} a {unit[:-1]}"
+        )
+        print(
+            f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a {unit[:-1]} assumed)"
+        )
+    print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of answers")
     print(f"time              {_time_estimate(job)}")
 
 
@@ -205,8 +226,8 @@ def _time_estimate(job: LabelJob) -> str:
         pass
     if status is not None and status.regions_per_s:
         left = (status.regions_total - status.regions_done) / status.regions_per_s
-        return f"{left / 3600:.2f} h for what is left, at the {status.regions_per_s:.1f} regions/s this run had ({heartbeat(status)})"
-    return "unknown until a run has begun: label a part with --limit into another --out, its last line gives regions/s"
+        return f"{left / 3600:.2f} h for what is left, at the {status.regions_per_s:.1f} {status.unit}/s this run had ({heartbeat(status)})"
+    return "unknown until a run has begun: label a part with --limit into another --out, its last line gives the rate"
 
 
 def open_store(url: str) -> Any:

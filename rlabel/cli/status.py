@@ -46,7 +46,7 @@ def status(run: str, as_json: bool) -> None:
         return
     print(f"{run}: {counted.state}, {heartbeat(counted)}")
     if written is not None and written.updated_at:
-        rate = f", {written.regions_per_s:.1f} regions/s" if written.regions_per_s else ""
+        rate = f", {written.regions_per_s:.1f} {counted.unit}/s" if written.regions_per_s else ""
         print(f"last sign of life {written.updated_at}{rate}")
     for kind, count in counted.failures_by_kind.items():
         print(f"  {count} failures of kind {kind}")

@@ -5,6 +5,7 @@ Legend: R regions, K tokens a region, T image tokens, S tokens of a step, D widt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,11 +42,7 @@ class Conversation:
         self.model = model.eval()
         self.processor = processor
         self.max_new_tokens = max_new_tokens
-        self.turns: list[Turn] = []
-        self.num_computed = 0
-        self._ids: list[int] = []
-        self._picked: list[int] = []
-        self._cache = DynamicCache(config=model.config.text_config)
+        self._begin()
         self._stops = frozenset(processor.stop_ids)
         device = next(model.vision_tower.parameters()).device
         batch = to_device_batch([inputs], processor, device)
@@ -59,6 +56,19 @@ class Conversation:
                 batch.zoom_masks_ZSS,
                 batch.zoom_region_index_Z,
             )
+
+    def _begin(self) -> None:
+        self.turns: list[Turn] = []
+        self.num_computed = 0
+        self._ids: list[int] = []
+        self._picked: list[int] = []
+        self._cache = DynamicCache(config=self.model.config.text_config)
+
+    def fresh(self) -> Conversation:
+        """Return a new conversation about the same picture and regions, which are not encoded again."""
+        new = copy.copy(self)
+        new._begin()
+        return new
 
     @torch.inference_mode()
     def ask(self, text: str) -> Decoded:
@@ -83,9 +93,10 @@ class Conversation:
         # The last token was picked, never fed: the end token needs not be, the last of an answer that was cut off does.
         self._ids = [*ids, *new_ids[:-1]]
         self._picked = [] if new_ids[-1] in self._stops else new_ids[-1:]
-        answer = self.processor.decode_answer([token for token in new_ids if token not in self._stops])
+        text_ids = [token for token in new_ids if token not in self._stops]
+        answer = self.processor.decode_answer(text_ids)
         self.turns = [*turns[:-1], turns[-1].answered(without_marks(answer))]
-        return Decoded(text=answer, token_logprobs=tuple(logprobs))
+        return Decoded(text=answer, token_logprobs=tuple(logprobs), token_ids=tuple(text_ids))
 
     def _asked(self, turns: list[Turn]) -> list[int]:
         """Return the tokens of the conversation up to the answer that is wanted: what was said stands as it was said, token for token."""

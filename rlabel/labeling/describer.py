@@ -27,8 +27,13 @@ class RegionGPTDescriber:
         self.engine = engine
 
     def prepare(self, image: PreparedImage, regions: Sequence[PreparedRegion]) -> RegionInputs:
-        assert image.pixels_HWC is not None
-        return self.engine.processor.image_processor.prepare(image.pixels_HWC, [region.mask for region in regions])
+        return inputs_of(self.engine, image, regions)
 
     def describe(self, inputs: Sequence[RegionInputs]) -> list[list[Decoded]]:
         return self.engine.answer(inputs)
+
+
+def inputs_of(engine: Engine, image: PreparedImage, regions: Sequence[PreparedRegion]) -> RegionInputs:
+    """Return an engine's inputs for some regions of one image, pixels at hand."""
+    assert image.pixels_HWC is not None
+    return engine.processor.image_processor.prepare(image.pixels_HWC, [region.mask for region in regions])

@@ -21,7 +21,20 @@ from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask, mask_to_rle
 from rlabel.labeling.describer import Describer
 from rlabel.labeling.engine import Decoded
-from rlabel.records import Abstention, Failure, ImageRecord, JsonValue, Label, Outcome, Region, Shard, ShardResult, Snap
+from rlabel.records import (
+    Abstention,
+    BoxXywh,
+    Caption,
+    Failure,
+    ImageRecord,
+    JsonValue,
+    Label,
+    Outcome,
+    Region,
+    Shard,
+    ShardResult,
+    Snap,
+)
 from rlabel.storage import Store
 from rlabel.vocabulary.scores import label_score, text_score
 from rlabel.vocabulary.snapping import Snapper
@@ -46,12 +59,15 @@ class _Piece:
 
 
 class Labeler:
-    """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once."""
+    """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once.
+
+    snapper: None keeps every answer as it is, as a caption.
+    """
 
     def __init__(
         self,
         describer: Describer,
-        snapper: Snapper,
+        snapper: Snapper | None,
         *,
         max_regions_per_batch: int = 64,
         limits: Limits | None = None,
@@ -70,7 +86,7 @@ class Labeler:
         """
         outcomes: dict[str, Outcome] = {region.key: stray_failure(region) for region in shard.stray_regions}
         batch: list[_Piece] = []
-        for piece in _ahead(self._pieces(shard, images), LOOK_AHEAD):
+        for piece in ahead(self._pieces(shard, images), LOOK_AHEAD):
             if not isinstance(piece, _Piece):
                 outcomes.update(piece)
                 continue
@@ -79,13 +95,10 @@ class Labeler:
                 batch = []
             batch.append(piece)
         self._finish(batch, outcomes)
-        keys = [region.key for image in shard.images for region in image.regions] + [
-            region.key for region in shard.stray_regions
-        ]
         return ShardResult(
             index=shard.index,
             images=tuple(image.row for image in shard.images),
-            outcomes=tuple(outcomes[key] for key in keys),
+            outcomes=tuple(outcomes[key] for key in shard.keys),
         )
 
     def _pieces(self, shard: Shard, images: Store) -> Iterator[_Piece | dict[str, Outcome]]:
@@ -121,18 +134,51 @@ class Labeler:
                 self._finish([piece], outcomes)
             return
         for piece, decoded in zip(batch, answers, strict=True):
-            snaps = self.snapper.snap([item.text for item in decoded])
-            for region, answer, snap in zip(piece.regions, decoded, snaps, strict=True):
-                outcomes[region.region.key] = _outcome(piece.record, region, answer, snap)
+            for region, answer in zip(piece.regions, decoded, strict=True):
+                outcomes[region.region.key] = self._outcome(piece.record, region, answer)
+
+    def _outcome(self, record: ImageRecord, prepared: PreparedRegion, answer: Decoded) -> Outcome:
+        problem = unusable(answer, may_be_empty=self.snapper is not None)
+        if problem is not None:
+            return _failure(prepared.region, record, *problem)
+        if self.snapper is None:
+            return _caption(record, prepared, answer)
+        return _label(record, prepared, answer, self.snapper.snap([answer.text])[0])
 
 
-def _outcome(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap) -> Outcome:
-    region, mask, image_id = prepared.region, prepared.mask, record.row.get("id")
+def unusable(answer: Decoded, *, may_be_empty: bool) -> tuple[str, str] | None:
+    """Return (cause, kind of failure) of an answer that cannot be kept, or None. may_be_empty: whether one without a letter or digit may."""
+    if answer.problem is not None:
+        return answer.problem, "answer"
     if not all(math.isfinite(value) for value in answer.token_logprobs):
-        return _failure(region, record, "the model gave no finite probabilities")
+        return "the model gave no finite probabilities", "model"
+    if not may_be_empty and not any(character.isalnum() for character in answer.text):
+        return (f"the answer has no words: {answer.text[:80]!r}" if answer.text else "the answer is empty"), "answer"
+    return None
+
+
+def rounded_box(mask: RegionMask) -> BoxXywh:
+    """Return the box of a mask as it is written: pixels, to 3 decimals."""
+    x, y, width, height = (round(float(value), 3) for value in mask.box_xywh)
+    return x, y, width, height
+
+
+def _caption(record: ImageRecord, prepared: PreparedRegion, answer: Decoded) -> Caption:
+    return Caption(
+        region=prepared.region,
+        image_id=record.row.get("id"),
+        text=answer.text,
+        score=text_score(answer.token_logprobs),
+        box_xywh=rounded_box(prepared.mask),
+        area_px=prepared.mask.area_px,
+        segmentation=segmentation_to_write(prepared.region, prepared.mask),
+    )
+
+
+def _label(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap) -> Label | Abstention:
+    region, mask, image_id = prepared.region, prepared.mask, record.row.get("id")
     probability = text_score(answer.token_logprobs)
-    box_xywh = tuple(round(float(value), 3) for value in mask.box_xywh)
-    assert len(box_xywh) == 4
+    box_xywh = rounded_box(mask)
     if snap.category_id is None:
         return Abstention(
             region=region,
@@ -172,19 +218,26 @@ def segmentation_to_write(region: Region, mask: RegionMask) -> JsonValue:
     return mask_to_rle(mask.mask_HW)
 
 
-def _failure(region: Region, record: ImageRecord, cause: str) -> Failure:
-    image_id = record.row.get("id")
-    name = record.file_name or f"image id {image_id}"
-    return Failure(region=region, image_id=image_id, kind="model", reason=f"{name}, region {region.key}: {cause}.")
+def _failure(region: Region, record: ImageRecord, cause: str, kind: str = "model") -> Failure:
+    reason = f"{image_name(record)}, region {region.key}: {cause}."
+    return Failure(region=region, image_id=record.row.get("id"), kind=kind, reason=reason)
+
+
+def image_name(record: ImageRecord) -> str:
+    return record.file_name or f"image id {record.row.get('id')}"
 
 
 def _model_failures(record: ImageRecord, regions: tuple[PreparedRegion, ...], error: Exception) -> dict[str, Outcome]:
     log.warning("%s: the model failed: %r", record.file_name, error)
-    cause = f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    cause = model_failure(error)
     return {region.region.key: _failure(region.region, record, cause) for region in regions}
 
 
-def _ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
+def model_failure(error: Exception) -> str:
+    return f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+
+
+def ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
     """Yield the items in their order, made by a thread that runs up to `depth` of them ahead."""
     end = object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:

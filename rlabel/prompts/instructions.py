@@ -25,6 +25,20 @@ CLASSIFY: tuple[str, ...] = (
     "What do people call what is shown in <region>?",
 )
 
+# Of all regions of a picture in one turn: their names; {choices} lists the regions by number.
+CLASSIFY_ALL: tuple[str, ...] = (
+    "Name the object in each of these regions. {choices}",
+    "{choices} Give the category of each, by number.",
+    "Which object does each region show? {choices}",
+    "These regions are marked. {choices} Name them all, in order.",
+    "Say in a word or two what each region is. {choices}",
+    "{choices} What kind of thing is each of them?",
+    "Look at all of these and name them one after the other. {choices}",
+    "Put a name to every region. {choices}",
+    "{choices} Identify each one and answer with number and name.",
+    "To which category does each of these belong? {choices}",
+)
+
 # Of one region: a short caption (RegionGPT has 43 such).
 CAPTION: tuple[str, ...] = (
     "Describe <region> in a few words.",
@@ -150,3 +164,18 @@ REFER: tuple[str, ...] = (
 
 # Behind a question of classification: the names that the answer must be one of (RegionGPT's task-guided suffix).
 SUFFIX = "Answer with one of these names: {names}."
+
+
+def all_questions() -> tuple[str, ...]:
+    """Return the questions that a fresh tokenizer learns its words from, besides names. Another list here gives another embedded labeler."""
+    return (
+        *CLASSIFY,
+        *CAPTION,
+        *DESCRIBE,
+        *RELATE,
+        *HORIZONTAL,
+        *VERTICAL,
+        *SIZE,
+        *OVERLAP,
+        *REFER,
+    )

@@ -6,20 +6,21 @@ size or overlap worked out from the boxes. Everything is drawn from one generato
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from numpy.random import Generator
 
 from rlabel.prompts import instructions
-from rlabel.prompts.templates import Turn, numbered_choices
+from rlabel.prompts.templates import Turn, numbered_choices, numbered_names
 
-Task = Literal["classify", "caption", "relate", "place", "refer"]
+Task = Literal["classify", "caption", "relate", "place", "refer", "classify_all"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# Choices of one question of `refer`.
+# Choices of one question of `refer`, and regions that one question of `classify_all` names at most, in training as in labeling.
 _MAX_CHOICES = 6
+MAX_AT_ONCE = 16
 # Two middles nearer than this share of the smaller side are neither left nor right of each other; areas within this ratio neither larger nor smaller.
 _MIN_SHIFT, _MIN_RATIO = 0.5, 1.5
 
@@ -54,7 +55,8 @@ def draw_turns(
     """Return questions with their answers, in the order of tasks and regions.
 
     mix: how often each task is asked: of each region (classify, caption, refer), of each stated relation (relate), of a drawn pair for each region
-    (place). plain_first: how often the first question of a task is taken, which is the one that labeling asks; else any.
+    (place), of all named regions together (classify_all). plain_first: how often the first question of a task is taken, which is the one that
+    labeling asks; else any.
     """
     turns: list[Turn] = []
 
@@ -64,6 +66,8 @@ def draw_turns(
     def question(texts: Sequence[str]) -> str:
         return texts[0] if random.random() < plain_first else texts[int(random.integers(len(texts)))]
 
+    if mix.get("classify_all") and wanted("classify_all"):
+        turns += classify_all_turns([region.name for region in regions], lambda: question(instructions.CLASSIFY_ALL))
     for index, region in enumerate(regions):
         if region.name and wanted("classify"):
             turns.append(Turn(question=question(instructions.CLASSIFY), mentions=(index,), answer=region.name))
@@ -83,6 +87,21 @@ def draw_turns(
         if wanted("refer"):
             turn = _refer(regions, index, question(instructions.REFER), random)
             turns += [turn] if turn is not None else []
+    return turns
+
+
+def classify_all_turns(names: Sequence[str | None], question: Callable[[], str]) -> list[Turn]:
+    """Return the questions for the names of all named regions at once, `1: cat 2: dog` being the answer; one for each MAX_AT_ONCE of them.
+
+    question: gives one of CLASSIFY_ALL.
+    """
+    named = [(index, name) for index, name in enumerate(names) if name]
+    turns: list[Turn] = []
+    for start in range(0, len(named), MAX_AT_ONCE):
+        group = named[start : start + MAX_AT_ONCE]
+        text = question().replace("{choices}", numbered_choices(len(group)))
+        answer = numbered_names([name for _, name in group])
+        turns.append(Turn(question=text, mentions=tuple(index for index, _ in group), answer=answer))
     return turns
 
 

@@ -39,3 +39,8 @@ def with_names(question: str, names: Sequence[str]) -> str:
 def numbered_choices(count: int) -> str:
     """Return `1: <region> 2: <region> ...`."""
     return " ".join(f"{number}: {REGION}" for number in range(1, count + 1))
+
+
+def numbered_names(names: Sequence[str]) -> str:
+    """Return `1: cat 2: fire hydrant ...`, the answer to a question about all regions at once."""
+    return " ".join(f"{number}: {name}" for number, name in enumerate(names, start=1))

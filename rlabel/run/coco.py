@@ -1,4 +1,4 @@
-"""Outcomes as rows of the files people read: COCO annotations, results rows, lines of abstained and failures.jsonl.
+"""Outcomes as rows of the files people read: COCO annotations, relations, choices, results rows, lines of abstained and failures.jsonl.
 
 One pure function a row. What other readers of COCO demand is written beside the line that gives it to them.
 """
@@ -7,9 +7,21 @@ from __future__ import annotations
 
 import re
 
-from rlabel.records import Abstention, Failure, JsonObject, JsonValue, Label
+from rlabel.records import (
+    Abstention,
+    Caption,
+    Failure,
+    JsonObject,
+    JsonValue,
+    Label,
+    Place,
+    QueryFailure,
+    Referral,
+    Relation,
+)
 from rlabel.run.canonical import canonical_bytes, json_safe, object_of
 from rlabel.run.manifest import Manifest
+from rlabel.run.query_io import query_to_json
 
 # Keys of an input row that never come back: ours, what must not be taken over from a labeled input, and names that
 # FiftyOne keeps for itself on a label (an attribute of that name would replace its own field).
@@ -26,14 +38,8 @@ def label_to_annotation(label: Label, annotation_id: int, run_id: str) -> JsonOb
     Always with id, area and iscrowd: COCOeval raises KeyError without them. iscrowd is 0 also for what was a crowd in
     the input: evaluation ignores crowd ground truth. Values of `attributes` are scalars, which CVAT and datumaro keep.
     """
-    region = label.region
-    segmentation, is_box_only = label.segmentation, False
-    if not segmentation:
-        # A region given as a box only. Without `segmentation` COCOeval (segm) and torchvision raise KeyError, and [] is
-        # an error to pycocotools; the box's corners are what pycocotools' own loadRes puts there for a box.
-        segmentation, is_box_only = _corners(label.box_xywh), True
     own_attributes: JsonObject = {
-        "region_id": region.region_id,
+        "region_id": label.region.region_id,
         "status": "labeled",
         "text": label.text,
         "text_score": label.text_score,
@@ -42,24 +48,52 @@ def label_to_annotation(label: Label, annotation_id: int, run_id: str) -> JsonOb
         "decided_by": label.snap.decided_by,
         "run_id": run_id,
     }
-    if is_box_only:
-        own_attributes["segmentation_from"] = "box"
-    if region.is_crowd:
-        own_attributes["was_crowd"] = True
-    input_attributes = object_of(json_safe(region.extra.get("attributes")))
     return {
-        **{key: json_safe(value) for key, value in region.extra.items() if key not in _DROPPED},
-        "id": annotation_id,
-        "image_id": label.image_id,
+        **_annotation(label, annotation_id, own_attributes),
         "category_id": label.category_id,
-        "bbox": list(label.box_xywh),
-        "area": label.area_px,
-        "iscrowd": 0,
-        "segmentation": segmentation,
         "score": label.score,
+    }
+
+
+def caption_to_annotation(caption: Caption, annotation_id: int, run_id: str) -> JsonObject:
+    """Return one caption as an annotation of COCO's captions, with the region that it is about as in labels.json."""
+    return {
+        **_annotation(caption, annotation_id, {"region_key": caption.region.key, "run_id": run_id}),
+        "region_id": caption.region.region_id,
+        "caption": caption.text,
+        "score": caption.score,
+    }
+
+
+def relation_to_row(relation: Relation, row_id: int, run_id: str) -> JsonObject:
+    """Return one relation as a row of relations.json: subject, predicate, object."""
+    return {
+        "id": row_id,
+        "image_id": relation.image_id,
+        "subject": _place(relation.subject),
+        "predicate": relation.predicate,
+        "object": _place(relation.object),
+        "score": relation.score,
+        "attributes": {"pair": relation.pair.key, "run_id": run_id},
+    }
+
+
+def referral_to_row(referral: Referral, row_id: int, run_id: str) -> JsonObject:
+    """Return one expression with the region that was chosen for it as a row of referred.json. candidates: keys of regions, in order."""
+    return {
+        "id": row_id,
+        "image_id": referral.image_id,
+        "expression": referral.expression.text,
+        "expression_id": referral.expression.expression_id,
+        **_place(referral.chosen),
+        "score": referral.score,
+        "candidates": [
+            {"region_id": item.region_id, "region_key": item.key, "score": item.score} for item in referral.candidates
+        ],
         "attributes": {
-            **{key: value for key, value in input_attributes.items() if key not in _DROPPED},
-            **own_attributes,
+            "row": referral.expression.key,
+            "run_id": run_id,
+            **({} if referral.text is None else {"text": referral.text}),
         },
     }
 
@@ -88,9 +122,17 @@ def abstention_to_line(abstention: Abstention, file_name: JsonValue) -> JsonObje
     }
 
 
-def failure_to_line(failure: Failure, file_name: JsonValue) -> JsonObject:
+def failure_to_line(failure: Failure | QueryFailure, file_name: JsonValue) -> JsonObject:
     """Return one failure as a line of failures.jsonl, with its cause in words."""
-    return {**_region_fields(failure, file_name), "kind": failure.kind, "reason": failure.reason}
+    if isinstance(failure, QueryFailure):
+        fields: JsonObject = {
+            "query": query_to_json(failure.query),
+            "image_id": json_safe(failure.image_id),
+            "file_name": file_name,
+        }
+    else:
+        fields = _region_fields(failure, file_name)
+    return {**fields, "kind": failure.kind, "reason": failure.reason}
 
 
 def info_object(manifest: Manifest) -> JsonObject:
@@ -136,6 +178,43 @@ def _readable_info(info: JsonObject) -> JsonObject:
     if isinstance(year, int | float | str) and re.fullmatch(r"[0-9]{1,9}(\.0)?", str(year)):
         readable["year"] = int(float(year))
     return readable
+
+
+def _annotation(outcome: Label | Caption, annotation_id: int, own_attributes: JsonObject) -> JsonObject:
+    region = outcome.region
+    segmentation = outcome.segmentation
+    more: JsonObject = {}
+    if not segmentation:
+        # A region given as a box only. Without `segmentation` COCOeval (segm) and torchvision raise KeyError, and [] is
+        # an error to pycocotools; the box's corners are what pycocotools' own loadRes puts there for a box.
+        segmentation = _corners(outcome.box_xywh)
+        more["segmentation_from"] = "box"
+    if region.is_crowd:
+        more["was_crowd"] = True
+    input_attributes = object_of(json_safe(region.extra.get("attributes")))
+    return {
+        **{key: json_safe(value) for key, value in region.extra.items() if key not in _DROPPED},
+        "id": annotation_id,
+        "image_id": outcome.image_id,
+        "bbox": list(outcome.box_xywh),
+        "area": outcome.area_px,
+        "iscrowd": 0,
+        "segmentation": segmentation,
+        "attributes": {
+            **{key: value for key, value in input_attributes.items() if key not in _DROPPED},
+            **own_attributes,
+            **more,
+        },
+    }
+
+
+def _place(place: Place) -> JsonObject:
+    return {
+        "region_id": place.region_id,
+        "region_key": place.key,
+        "bbox": list(place.box_xywh),
+        "area": place.area_px,
+    }
 
 
 def _region_fields(outcome: Abstention | Failure, file_name: JsonValue) -> JsonObject:

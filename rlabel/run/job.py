@@ -12,33 +12,37 @@ from rlabel.config import EMBEDDED_MODEL, LabelSettings
 from rlabel.corpus.coco import Corpus, read_corpus
 from rlabel.corpus.sharding import plan_shards
 from rlabel.errors import InputError, UsageError
-from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import JsonObject, Shard
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import CorpusSummary, Manifest, PlanSummary, plan_summary
+from rlabel.run.query_rows import NearestPairs, Queries, QueryFile, with_queries
+from rlabel.run.questions import example_question, task_question
 from rlabel.storage import Store
 from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row, load_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJob:
-    """A planned job. model: the resolved folder, absolute. Close the corpus when done; its temporary file goes then."""
+    """A planned job. model: the resolved folder, absolute. Close the corpus when done; its temporary file goes then.
+
+    vocabulary: of classify, else None. queries: of relate and refer, else None.
+    """
 
     settings: LabelSettings
     model: Path
     corpus: Corpus
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
+    queries: Queries | None
     plan: PlanSummary
     manifest: Manifest
 
     @property
     def question(self) -> str:
-        return self.settings.question or CLASSIFY[0]
+        return task_question(self.settings)
 
     def shards(self) -> Iterator[Shard]:
         """Return the shards of the plan one at a time, the same at every call."""
-        settings = self.settings
-        return plan_shards(self.corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
+        return _shards(self.settings, self.corpus, self.queries)
 
 
 def embedded_model_folder() -> Path:
@@ -69,18 +73,23 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     from rlabel.regiongpt.assembly import load_processor
     from rlabel.regiongpt.quantization import model_fingerprint
 
-    question = settings.question or CLASSIFY[0]
-    vocabulary = load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
+    settings.check()
+    question = task_question(settings)
+    vocabulary = _vocabulary(settings)
     _check_folder(settings.images)
-    embedder = _embedder_name(settings.embedder)
+    embedder = _embedder_name(settings.embedder) if vocabulary is not None else None
+    queries = _queries(settings)
     model = resolve(settings.model)
     model_sha256 = model_fingerprint(model)
-    load_processor(str(model)).prompt(question)
+    load_processor(str(model)).prompt(example_question(settings))
     corpus = read_corpus(settings.regions)
     try:
-        plan = plan_summary(
-            plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
-        )
+        plan = plan_summary(_shards(settings, corpus, queries))
+        if isinstance(queries, NearestPairs) and not plan.num_regions:
+            raise UsageError(
+                f"--task relate: {settings.regions}: expected an image with at least two regions, got none. "
+                "Give such regions, or name the pairs with --pairs."
+            )
     except BaseException:
         corpus.close()
         raise
@@ -89,26 +98,39 @@ def plan_job(settings: LabelSettings) -> LabelJob:
         "question": question,
         "model_sha256": model_sha256,
         "embedder": embedder,
-        "vocabulary": vocabulary.name,
-        "vocabulary_sha256": vocabulary.sha256,
+        "vocabulary": None if vocabulary is None else vocabulary.name,
+        "vocabulary_sha256": None if vocabulary is None else vocabulary.sha256,
+        "pairs_sha256": queries.sha256 if queries is not None and settings.task == "relate" else None,
+        "expressions_sha256": queries.sha256 if queries is not None and settings.task == "refer" else None,
     }
+    categories = () if vocabulary is None else vocabulary.categories
     manifest = Manifest(
         rlabel_version=rlabel.__version__,
         settings=deciding,
         corpus=CorpusSummary(sha256=corpus.sha256, num_images=corpus.num_images, num_regions=corpus.num_regions),
         plan=plan,
-        categories=tuple(category_to_row(category) for category in vocabulary.categories),
+        categories=tuple(category_to_row(category) for category in categories),
         header={"info": corpus.info, "licenses": corpus.licenses},
     )
-    return LabelJob(settings=settings, model=model, corpus=corpus, vocabulary=vocabulary, plan=plan, manifest=manifest)
+    return LabelJob(
+        settings=settings,
+        model=model,
+        corpus=corpus,
+        vocabulary=vocabulary,
+        queries=queries,
+        plan=plan,
+        manifest=manifest,
+    )
 
 
 def check_files(settings: LabelSettings) -> None:
-    """Check the files of a job whose model is not there yet: vocabulary, pictures, regions, embedder.
+    """Check the files of a job whose model is not there yet: vocabulary, pictures, regions, pairs, expressions, embedder.
 
     Raises InputError, UsageError or StorageError.
     """
-    load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
+    settings.check()
+    _vocabulary(settings)
+    _queries(settings)
     _check_folder(settings.images)
     _embedder_name(settings.embedder)
     with read_corpus(settings.regions):
@@ -126,6 +148,31 @@ def open_run(job: LabelJob, *, under_ray: bool) -> RunDirectory:
             f"--out {job.settings.out}: a store that lives in one process cannot hold a run of several. Use a disk or an object store."
         )
     return RunDirectory.create_or_resume(store, job.manifest)
+
+
+def _vocabulary(settings: LabelSettings) -> Vocabulary | None:
+    if settings.task != "classify":
+        return None
+    assert settings.vocabulary is not None  # checked with the settings
+    return load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
+
+
+def _queries(settings: LabelSettings) -> Queries | None:
+    """Return what is asked of several regions at once, if the task asks that."""
+    if settings.expressions is not None:
+        return QueryFile(settings.expressions, "expression", include_crowds=settings.include_crowds)
+    if settings.pairs is not None:
+        return QueryFile(settings.pairs, "pair", include_crowds=settings.include_crowds)
+    if settings.task == "relate":
+        return NearestPairs(settings.max_pairs_per_image, include_crowds=settings.include_crowds)
+    return None
+
+
+def _shards(settings: LabelSettings, corpus: Corpus, queries: Queries | None) -> Iterator[Shard]:
+    shards = plan_shards(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
+    if queries is None:
+        return shards
+    return with_queries(shards, queries, settings.max_regions_per_shard, with_strays=settings.limit is None)
 
 
 def _embedder_name(embedder: str | None) -> str:

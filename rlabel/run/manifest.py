@@ -17,6 +17,14 @@ from rlabel.run.canonical import canonical_bytes, canonical_sha256, json_safe
 from rlabel.schema_files import validate
 
 FORMAT_VERSION = 1
+# What a run of each task has one outcome for each of.
+UNITS = {
+    "classify": "regions",
+    "caption": "regions",
+    "describe": "regions",
+    "relate": "pairs",
+    "refer": "expressions",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,7 @@ class CorpusSummary:
 class PlanSummary:
     """The shard plan of a run: what of the corpus it takes (all, or the first images under --limit), and how it is cut.
 
+    num_regions: outcomes that the run ends with: one a region, or one a pair or expression where the task asks of those.
     sha256: hex digest of the shards' content digests, in order, one a line.
     """
 
@@ -57,6 +66,21 @@ class Manifest:
     categories: tuple[JsonObject, ...]
     header: JsonObject = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def task(self) -> str:
+        """Return the task of the run, a key of UNITS. Raises RunError for one that this rlabel does not know."""
+        task = str(self.settings.get("task", "classify"))
+        if task not in UNITS:
+            raise RunError(
+                f"manifest.json: expected a task of {', '.join(UNITS)}, got {task!r}. Use the rlabel that began this run."
+            )
+        return task
+
+    @property
+    def unit(self) -> str:
+        """Return what the run has one outcome for each of: regions, pairs or expressions."""
+        return UNITS[self.task]
 
     @property
     def fingerprint(self) -> str:

@@ -53,12 +53,12 @@ class RunProgress:
 def heartbeat(status: RunStatus) -> str:
     """Return one line: done of total, rate, time to go, failures and abstentions."""
     share = 100 * status.regions_done / max(status.regions_total, 1)
-    rate = "" if not status.regions_per_s else f", {status.regions_per_s:.1f} regions/s"
+    rate = "" if not status.regions_per_s else f", {status.regions_per_s:.1f} {status.unit}/s"
     to_go = ""
     if status.regions_per_s:
         seconds = int((status.regions_total - status.regions_done) / status.regions_per_s)
         to_go = f", {seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d} to go"
     return (
-        f"{status.regions_done}/{status.regions_total} regions ({share:.1f} %), {status.shards_done}/{status.shards_total} shards{rate}{to_go}, "
+        f"{status.regions_done}/{status.regions_total} {status.unit} ({share:.1f} %), {status.shards_done}/{status.shards_total} shards{rate}{to_go}, "
         f"{status.abstentions} abstained, {status.failures} failed"
     )

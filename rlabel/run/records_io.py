@@ -1,7 +1,7 @@
 """A shard's result as JSON Lines and back, byte for byte: schemas/shard-record.schema.json describes each line.
 
-Image rows come first, then one line for each region (label, abstention or failure) in shard order, then one footer
-whose hash closes the file. Everything an outcome holds is kept, so that a new vocabulary or threshold needs no GPU.
+Image rows come first, then one line for each region (label, caption, abstention or failure), pair or expression in shard
+order, then one footer whose hash closes the file. Everything an outcome holds is kept, so that a new vocabulary or threshold needs no GPU.
 Floats are written as they are (shortest exact repr): whoever makes them rounds them.
 """
 
@@ -16,16 +16,19 @@ from typing import Any
 from rlabel.errors import RunError
 from rlabel.records import (
     Abstention,
+    Caption,
     Failure,
     JsonObject,
     Label,
     Outcome,
+    QueryFailure,
     Region,
     Shard,
     ShardResult,
     Snap,
 )
 from rlabel.run.canonical import canonical_bytes, json_safe
+from rlabel.run.query_io import query_outcome_from_json, query_outcome_to_json
 
 
 class DamagedShard(ValueError):
@@ -36,6 +39,7 @@ class DamagedShard(ValueError):
 class Footer:
     """The last line of a shard file.
 
+    labels: answers that are kept: labels, captions, relations or choices.
     fingerprint: that of the run's manifest. rows: number of lines before the footer. sha256: hex digest of those lines.
     largest_annotation_id: of all its regions, whatever became of them; 0 if none has one.
     """
@@ -60,13 +64,12 @@ class Footer:
 
 
 def check_complete(shard: Shard, result: ShardResult) -> None:
-    """Check that a result has exactly one outcome for every region of its shard, in shard order, and its image rows.
+    """Check that a result has exactly one outcome for every region (or pair, or expression) of its shard, in shard order, and its image rows.
 
-    Raises RunError with the first region that is missing, doubled or foreign: a bug of the labeler, never of an input.
+    Raises RunError with the first one that is missing, doubled or foreign: a bug of the labeler, never of an input.
     """
-    expected = [region.key for image in shard.images for region in image.regions]
-    expected += [region.key for region in shard.stray_regions]
-    got = [outcome.region.key for outcome in result.outcomes]
+    expected = shard.keys
+    got = [outcome.key for outcome in result.outcomes]
     if result.index != shard.index or len(result.images) != len(shard.images):
         raise RunError(
             f"shard {shard.index}: expected a result of that index with {len(shard.images)} image rows, got index "
@@ -88,13 +91,14 @@ def result_to_bytes(result: ShardResult, fingerprint: str) -> bytes:
 
     Raises ValueError for a NaN or infinite number of our own making, and for two outcomes of one region.
     """
-    keys = {outcome.region.key for outcome in result.outcomes}
+    keys = {outcome.key for outcome in result.outcomes}
     if len(keys) != len(result.outcomes):
         raise ValueError(f"shard {result.index}: {len(result.outcomes)} outcomes for {len(keys)} regions")
     lines = [canonical_bytes({"kind": "image", "row": json_safe(row)}) for row in result.images]
     lines += [canonical_bytes(_outcome_to_json(outcome)) for outcome in result.outcomes]
     body = b"".join(line + b"\n" for line in lines)
-    failures = Counter(outcome.kind for outcome in result.outcomes if isinstance(outcome, Failure))
+    failures = Counter(outcome.kind for outcome in result.outcomes if isinstance(outcome, Failure | QueryFailure))
+    num_abstentions = sum(isinstance(outcome, Abstention) for outcome in result.outcomes)
     footer: JsonObject = {
         "kind": "footer",
         "shard": result.index,
@@ -102,10 +106,10 @@ def result_to_bytes(result: ShardResult, fingerprint: str) -> bytes:
         "rows": len(lines),
         "sha256": hashlib.sha256(body).hexdigest(),
         "images": len(result.images),
-        "labels": sum(isinstance(outcome, Label) for outcome in result.outcomes),
-        "abstentions": sum(isinstance(outcome, Abstention) for outcome in result.outcomes),
+        "labels": len(result.outcomes) - num_abstentions - failures.total(),
+        "abstentions": num_abstentions,
         "failures_by_kind": dict(failures),
-        "largest_annotation_id": max((outcome.region.annotation_id or 0 for outcome in result.outcomes), default=0),
+        "largest_annotation_id": max(map(_annotation_id, result.outcomes), default=0),
     }
     return body + canonical_bytes(footer) + b"\n"
 
@@ -183,10 +187,28 @@ def footer_from_tail(tail: bytes) -> Footer:
         raise DamagedShard(f"its last line is no footer ({error}); it is cut off") from error
 
 
+def _annotation_id(outcome: Outcome) -> int:
+    if not isinstance(outcome, Label | Caption | Abstention | Failure):
+        return 0
+    return outcome.region.annotation_id or 0
+
+
 def _outcome_to_json(outcome: Outcome) -> JsonObject:
+    if not isinstance(outcome, Label | Caption | Abstention | Failure):
+        return query_outcome_to_json(outcome)
     common: JsonObject = {"region": _region_to_json(outcome.region), "image_id": json_safe(outcome.image_id)}
     if isinstance(outcome, Failure):
         return {"kind": "failure", **common, "failure_kind": outcome.kind, "reason": outcome.reason}
+    if isinstance(outcome, Caption):
+        return {
+            "kind": "caption",
+            **common,
+            "text": outcome.text,
+            "score": outcome.score,
+            "bbox": list(outcome.box_xywh),
+            "area": outcome.area_px,
+            "segmentation": outcome.segmentation,
+        }
     answered: JsonObject = {
         **common,
         "text": outcome.text,
@@ -214,11 +236,24 @@ def _outcome_to_json(outcome: Outcome) -> JsonObject:
 
 
 def _outcome_from_json(record: dict[str, Any]) -> Outcome:
+    if "region" not in record:
+        return query_outcome_from_json(record)
     region, image_id = _region_from_json(record["region"]), record["image_id"]
     if record["kind"] == "failure":
         return Failure(region=region, image_id=image_id, kind=record["failure_kind"], reason=record["reason"])
     x, y, width, height = record["bbox"]
-    box_xywh, area_px, snap = (x, y, width, height), record["area"], Snap(**record["snap"])
+    box_xywh, area_px = (x, y, width, height), record["area"]
+    if record["kind"] == "caption":
+        return Caption(
+            region=region,
+            image_id=image_id,
+            text=record["text"],
+            score=record["score"],
+            box_xywh=box_xywh,
+            area_px=area_px,
+            segmentation=record["segmentation"],
+        )
+    snap = Snap(**record["snap"])
     if record["kind"] == "abstention":
         return Abstention(
             region=region,

@@ -27,7 +27,8 @@ class RunStatus:
     """The content of status.json.
 
     started_at, updated_at: UTC, ISO 8601, of the newest start of the run and of this record; None where not known.
-    regions_per_s: regions finished since that start, divided by the seconds since it; None before the first.
+    unit: what is counted under `regions`: regions, or pairs or expressions. labels: kept answers of whatever task.
+    regions_per_s: those finished since that start, divided by the seconds since it; None before the first.
     exit_code: of the command that wrote this; None while it is running.
     message: one sentence for a person: what was written where, or why the run ended.
     """
@@ -48,6 +49,7 @@ class RunStatus:
     regions_per_s: float | None = None
     exit_code: int | None = None
     message: str = ""
+    unit: str = "regions"
 
 
 def compute_status(
@@ -96,6 +98,7 @@ def compute_status(
         regions_per_s=rate,
         exit_code=exit_code,
         message=message,
+        unit=run.manifest.unit,
     )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlabel.config import LabelSettings
-from rlabel.labeling.describer import RegionGPTDescriber
+from rlabel.labeling.askers import Asker, LikelihoodChooser, NumberChooser, PairAsker
+from rlabel.labeling.describer import Describer, RegionGPTDescriber
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.labeling.labeler import Labeler
+from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
+from rlabel.labeling.queries import QueryLabeler
+from rlabel.memory import return_freed_memory
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import Shard, ShardResult
 from rlabel.run.directory import RunDirectory
+from rlabel.run.questions import example_question
 from rlabel.run.records_io import check_complete
 from rlabel.storage import Store
 from rlabel.vocabulary.vocabulary import Vocabulary
@@ -19,12 +24,12 @@ from rlabel.vocabulary.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """All a worker needs, small enough to send: no weights, no pictures."""
+    """All a worker needs, small enough to send: no weights, no pictures. question: as `questions.task_question` gives it."""
 
     settings: LabelSettings
     model: str
     question: str
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
     run: RunDirectory
 
 
@@ -41,8 +46,6 @@ class LabelWorker:
 
         from rlabel.regiongpt.assembly import load_processor
         from rlabel.regiongpt.quantization import Precision, load_model, quantized_layers
-        from rlabel.vocabulary.embedding import MiniLmEmbedder
-        from rlabel.vocabulary.snapping import Snapper
 
         settings = spec.settings
         return_freed_memory()
@@ -61,15 +64,11 @@ class LabelWorker:
         engine = Engine(
             model,
             load_processor(spec.model),
-            EngineOptions(question=spec.question, max_new_tokens=settings.max_new_tokens),
+            EngineOptions(
+                question=example_question(settings), max_new_tokens=settings.answer_tokens, views=settings.views
+            ),
         )
-        snapper = Snapper(spec.vocabulary, MiniLmEmbedder(settings.embedder), settings.threshold, settings.margin)
-        self.labeler = Labeler(
-            RegionGPTDescriber(engine),
-            snapper,
-            max_regions_per_batch=settings.max_regions_per_batch,
-            include_crowds=settings.include_crowds,
-        )
+        self.labeler = _labeler(spec, engine)
         self.images = Store.open(settings.images)
         self.run = spec.run
 
@@ -89,8 +88,47 @@ class LabelWorker:
         return shard.num_regions
 
 
+def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
+    """Return the labeler of the run's task."""
+    from rlabel.vocabulary.embedding import MiniLmEmbedder
+    from rlabel.vocabulary.snapping import Snapper
+
+    settings, vocabulary = spec.settings, spec.vocabulary
+    if settings.task in ("relate", "refer"):
+        return QueryLabeler(
+            _asker(spec, engine),
+            max_regions_per_batch=settings.max_regions_per_batch,
+            include_crowds=settings.include_crowds,
+        )
+    snapper = None
+    if vocabulary is not None:
+        snapper = Snapper(vocabulary, MiniLmEmbedder(settings.embedder), settings.threshold, settings.margin)
+    describer: Describer = RegionGPTDescriber(engine)
+    if settings.mode == "multi_turn":
+        describer = MultiTurnDescriber(engine)
+    elif settings.mode == "one_turn":
+        describer = OneTurnDescriber(engine, spec.question)
+    return Labeler(
+        describer,
+        snapper,
+        max_regions_per_batch=settings.max_regions_per_batch,
+        include_crowds=settings.include_crowds,
+    )
+
+
+def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
+    settings = spec.settings
+    if settings.task == "relate":
+        return PairAsker(engine, spec.question)
+    if settings.refer_by == "number":
+        return NumberChooser(engine, spec.question)
+    return LikelihoodChooser(
+        engine, (spec.question,) if settings.refer_by == "likelihood" else (spec.question, CLASSIFY[0])
+    )
+
+
 def worker_spec(
-    settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary, run: RunDirectory
+    settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary | None, run: RunDirectory
 ) -> WorkerSpec:
     """Return what a worker needs, its paths absolute: workers run in other folders than the command."""
     embedder = settings.embedder
@@ -98,18 +136,3 @@ def worker_spec(
         embedder = str(Path(embedder).absolute())
     placed = settings.model_copy(update={"images": Store.open(settings.images).url, "embedder": embedder})
     return WorkerSpec(settings=placed, model=str(model), question=question, vocabulary=vocabulary, run=run)
-
-
-def return_freed_memory() -> None:
-    """Make glibc give large freed blocks back to the system, where the C library is glibc.
-
-    Batches of ever other sizes leave holes in the heap: the process of the embedded labeler grew by half over 10,000 regions.
-    """
-    # Of malloc.h. Setting the threshold also stops glibc from raising it by itself; each arena keeps holes of its own.
-    mmap_threshold, arena_max = -3, -8
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 20)
-        libc.mallopt(arena_max, 2)
-    except (OSError, AttributeError):
-        return
