@@ -182,7 +182,7 @@ def processor(
         images,
         tokenizer(chat_template),
         num_image_tokens=image_tokens.shape[1],
-        tokens_per_region=made.config.tokens_per_region,
+        tokens_per_region=made.config.prompt_tokens_per_region,
     )
 
 

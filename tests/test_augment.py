@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 
 import model_factories
 from rlabel.regiongpt.pixels import PLAIN, zoom_crop
-from rlabel.training.augment import box_instead, change_pixels, draw_view
+from rlabel.training.augment import change_pixels, draw_view
 from rlabel.training.recipe import Augment
 
 EVERYTHING = Augment(geometry=1, mirror=0.5, colour=1, grey=1, blur=1, outline=1, cutout=1, box=1, edge=1)
@@ -33,8 +31,6 @@ def changed(augment: Augment, seed: int = 1, size: int = 24) -> Tensor:
 def test_augmentation_that_is_off_gives_the_same_bytes() -> None:
     assert torch.equal(changed(Augment()), crops())
     assert draw_view(Augment(), np.random.default_rng(0)) == PLAIN
-    region = model_factories.box_mask(20, 20, 3, 4, 5, 6)
-    assert box_instead(region, Augment(), np.random.default_rng(0)) is region
 
 
 @pytest.mark.parametrize("name", [*COLOURS, "cutout"])
@@ -64,26 +60,6 @@ def test_an_occluder_hides_a_rectangle_of_the_mask_and_nothing_else_of_it() -> N
         # 15 to 45 % of 24 pixels
         assert 3 <= bottom - top <= 11
         assert 3 <= right - left <= 11
-
-
-def test_edges_of_masks_grow_or_shrink_by_a_few_hundredths_of_the_side_and_colours_stay() -> None:
-    before = crops(count=200, size=60)
-    before[:, 3] = 0
-    before[:, 3, 20:40, 20:40] = 255
-    after = change_pixels(before, Augment(edge=1), torch.Generator().manual_seed(0))
-    assert torch.equal(after[:, :3], before[:, :3])
-    sides = (after[:, 3, 30] > 0).sum(-1)
-    # 1, 2 and 3 pixels of 60 on each side, outward or inward.
-    assert set(sides.tolist()) == {14, 16, 18, 22, 24, 26}
-    assert 0.35 < float((sides > 20).float().mean()) < 0.65
-
-
-def test_a_thin_region_never_shrinks_to_nothing() -> None:
-    before = crops(count=50, size=60)
-    before[:, 3] = 0
-    before[:, 3, 30, 30] = 255
-    after = change_pixels(before, Augment(edge=1), torch.Generator().manual_seed(0))
-    assert (after[:, 3].flatten(1) > 0).any(1).all()
 
 
 def test_grey_gives_three_equal_channels() -> None:
@@ -127,23 +103,7 @@ def test_colours_and_mask_are_laid_the_same_way(seed: int) -> None:
     assert np.abs(crop[..., 0].astype(int) - crop[..., 3]).max() <= 1
 
 
-def test_box_instead_fills_the_box_of_the_region() -> None:
-    mask = np.zeros((12, 12), bool)
-    mask[3, 2:7] = mask[3:9, 4] = True
-    region = model_factories.mask_of(mask)
-    boxed = box_instead(region, Augment(box=1), np.random.default_rng(0))
-    expected = np.zeros((12, 12), bool)
-    expected[3:9, 2:7] = True
-    assert np.array_equal(boxed.mask_HW, expected)
-    assert boxed.box_xywh == region.box_xywh
-    assert np.array_equal(region.mask_HW, mask)
-
-
 def test_probabilities_are_of_regions() -> None:
-    region = model_factories.box_mask(20, 20, 3, 4, 5, 6)
-    region = replace(region, source="rle")
     random = np.random.default_rng(0)
-    boxed = sum(box_instead(region, Augment(box=0.25), random).source == "box" for _ in range(2000))
-    assert 420 <= boxed <= 580  # 500 expected, 4 deviations of 19.4
     mirrored = sum(draw_view(Augment(mirror=0.5), random).mirrored for _ in range(2000))
-    assert 910 <= mirrored <= 1090
+    assert 910 <= mirrored <= 1090  # 1000 expected, 4 deviations of 22.4

@@ -23,7 +23,7 @@ from guards import ROOT, imported_names, modules_of, repository_files, rlabel_ar
 
 # Rooms from the bottom up; a room imports from lower lines and from itself, never from its own line's other rooms.
 LEVELS = (
-    ("records", "errors"),
+    ("records", "errors", "memory"),
     ("schema_files",),
     ("config", "storage"),
     ("corpus", "vocabulary", "prompts"),

@@ -6,6 +6,7 @@ Legend: R regions, D width of the language model, T tokens, V tokens of the toke
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.training.dataset import Sample
-from rlabel.training.loop import _parameter_groups
+from rlabel.training.freezing import parameter_groups
 from rlabel.training.objectives import TrainingStep, learning_rate_share
-from rlabel.training.packing import pack, script
+from rlabel.training.packing import Row, pack, script
 from train_factories import COLOURS, PARTS, Tap, rates, samples_of, stage, tiny, training_step
 
 CPU = torch.device("cpu")
@@ -36,53 +37,13 @@ NAMES = list(COLOURS)
 Made = tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor]
 
 
-# ---- align
-
-
-def test_align_loss_by_hand() -> None:
-    """Two names, embeddings (1, 0, ...) and (0, 2, ...); a region at (3, 0, ...) that is the first.
-
-    Cosines 1 and 0, divided by 0.5: logits 2 and 0. Smoothed by 0.05 over two names: targets 0.975 and 0.025.
-    ln(e^2 + 1) = 2.126928; loss 0.975 * 0.126928 + 0.025 * 2.126928 = 0.176928. Squared error 4, squared length 1, weight 0.2: 0.8.
-    """
-    model, processor = tiny()
-    step = TrainingStep(model, processor, stage(temperature=0.5), ["cat", "dog"])
-    first, second = (processor.answer_ids(name)[:-1] for name in ("cat", "dog"))
-    assert not set(first) & set(second)
-    table = model.get_input_embeddings().weight
-    with torch.no_grad():
-        table.zero_()
-        table[first, 0] = 1.0
-        table[second, 1] = 2.0
-    region_1KD = torch.zeros(1, 1, table.shape[1])
-    region_1KD[0, 0, 0] = 3.0
-    result = step._align(region_1KD, torch.tensor([0]))
-    assert result.loss.item() == pytest.approx(0.976928, abs=1e-5)
-    assert (result.num_right, result.num_regions) == (1, 1)
-    assert step._align(region_1KD, torch.tensor([1])).num_right == 0
-
-
-def test_align_takes_the_mean_of_a_region_s_tokens() -> None:
-    model, processor = tiny()
-    step = TrainingStep(model, processor, stage(), NAMES)
-    regions_RKD = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
-    target = torch.tensor([0, 2, 1])
-    whole, mean = step._align(regions_RKD, target), step._align(regions_RKD.mean(1, keepdim=True), target)
-    assert torch.allclose(whole.loss, mean.loss)
-
-
-def test_a_name_is_the_mean_input_embedding_of_its_tokens_without_the_end_token() -> None:
-    model, processor = tiny()
-    names = TrainingStep(model, processor, stage(), ["fire hydrant", "cat", "cat"]).name_embeddings()
-    ids = processor.tokenizer("fire hydrant", add_special_tokens=False).input_ids
-    assert len(ids) > 1
-    wanted = sum(model.get_input_embeddings().weight[i].detach() for i in ids) / len(ids)
-    assert names.shape == (2, 32)  # a name that two categories share is one name
-    assert torch.allclose(names[0], wanted)
-    assert not names.requires_grad
-
-
 # ---- instruct
+
+
+def logits_by_place(logits_NV: Tensor, rows: Sequence[Row]) -> list[dict[int, Tensor]]:
+    """Return for each packed row {place: its logits}: the head gave those of the answers only, row after row."""
+    spoken = iter(logits_NV)
+    return [{t: next(spoken) for t, label in enumerate(row.labels) if label >= 0} for row in rows]
 
 
 def logits_alone(made: Made, sample: Sample, region: int, prompt_ids: list[int], answer: list[int]) -> Tensor:
@@ -137,18 +98,20 @@ def test_packed_row_is_each_region_alone(tmp_path: Path, text: str, tokens_per_r
         samples.append(_with_regions(replace(sample, names=names, conversations=conversations), len(names)))
     tap = Tap(model)
     result = step(samples)
-    packed_BTV = tap.logits.detach()
     losses: list[Tensor] = []
     right = 0
-    for row_TV, sample in zip(packed_BTV, samples, strict=True):
-        row = pack([script(processor, turns) for turns in sample.conversations], processor.region_token_id)
+    rows = [
+        pack([script(processor, turns) for turns in sample.conversations], processor.region_token_id)
+        for sample in samples
+    ]
+    for row, spoken, sample in zip(rows, logits_by_place(tap.logits.detach(), rows), samples, strict=True):
         for region, (turn,) in enumerate(sample.conversations):
             answer = processor.answer_ids(str(turn.answer))
             prompt_ids = processor.conversation_ids([turn.unanswered()])
             wanted_TV = logits_alone(made, sample, region, prompt_ids, answer)
             places = [t for t, label in enumerate(row.labels) if label >= 0 and row.owners[t] == region]
             assert [row.labels[t] for t in places] == answer
-            got_TV = row_TV[places]
+            got_TV = torch.stack([spoken[t] for t in places])
             assert torch.allclose(got_TV, wanted_TV, atol=1e-4), float((got_TV - wanted_TV).abs().max())
             losses.append(F.cross_entropy(wanted_TV, torch.tensor(answer), reduction="none"))
             right += int(wanted_TV.argmax(-1).tolist() == answer)
@@ -172,8 +135,7 @@ def test_one_conversation_of_many_turns_is_what_the_labeler_would_go_through(tmp
     step = TrainingStep(model, processor, stage("instruct"), NAMES)
     tap = Tap(model)
     result = step([replace(sample, conversations=(turns,))])
-    trained_TV = tap.logits[0].detach()
-    row = pack([script(processor, turns)], processor.region_token_id)
+    trained_TV = tap.logits.detach()
     conversation = Conversation(model, processor, sample.inputs, max_new_tokens=1)
     losses = []
     ids: list[int] = []
@@ -185,9 +147,8 @@ def test_one_conversation_of_many_turns_is_what_the_labeler_would_go_through(tmp
             embeddings = conversation._embed(ids, 0, mentions)
             logits_TV = model.language_model(inputs_embeds=embeddings).logits[0, -len(answer) :]
         losses.append(F.cross_entropy(logits_TV, torch.tensor(answer), reduction="none"))
-        after = [t for t, label in enumerate(row.labels) if label >= 0]
         start = sum(len(processor.answer_ids(str(one.answer))) for one in turns[:number])
-        got_TV = trained_TV[after[start : start + len(answer)]]
+        got_TV = trained_TV[start : start + len(answer)]
         assert torch.allclose(got_TV, logits_TV, atol=1e-4)
     assert result.loss.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
     assert result.num_regions == 1
@@ -221,11 +182,11 @@ def test_teacher_forcing_of_the_engine_s_own_answer_has_the_engine_s_probabiliti
     asked = tuple((Turn(question=CLASSIFY[0], mentions=(i,), answer=name),) for i, name in enumerate(sample.names))
     tap = Tap(model)
     step([replace(sample, conversations=asked)])
-    logprobs_TV = tap.logits[0].detach().log_softmax(-1)
     row = pack([script(processor, turns) for turns in asked], processor.region_token_id)
+    (logprobs,) = logits_by_place(tap.logits.detach().log_softmax(-1), [row])
     for region, (ids, answer) in enumerate(zip(said, decoded, strict=True)):
         places = [t for t, label in enumerate(row.labels) if label >= 0 and row.owners[t] == region]
-        forced = [float(logprobs_TV[t, token]) for t, token in zip(places, ids, strict=False)]
+        forced = [float(logprobs[t][token]) for t, token in zip(places, ids, strict=False)]
         assert forced == pytest.approx(list(answer.token_logprobs[: len(ids)]), abs=1e-4)
     assert sum(map(len, said)) > 0
 
@@ -248,7 +209,7 @@ def test_align_weight_adds_the_align_loss(tmp_path: Path) -> None:
         weight: float(training_step(made, stage(objective, align_weight=weight))(samples).loss.detach())
         for objective, weight in (("instruct", 0.0), ("instruct", 0.5))
     }
-    align = float(training_step(made, stage("align"))(samples).loss.detach())
+    align = float(training_step(made, stage("align")).eval()(samples).loss.detach())
     assert losses[0.5] == pytest.approx(losses[0.0] + 0.5 * align, rel=1e-5)
 
 
@@ -274,7 +235,7 @@ def test_gradients_reach_the_named_part_and_no_other(tmp_path: Path, objective: 
 
 def test_the_longest_name_decides_a_learning_rate() -> None:
     model, _ = tiny()
-    groups = _parameter_groups(
+    groups = parameter_groups(
         model, stage("instruct", learning_rates={"language_model": 1e-3, "language_model.lm_head": 1e-5})
     )
     by_rate: dict[Any, list[Any]] = {group["lr"]: list(group["params"]) for group in groups}  # type: ignore[call-overload]
@@ -285,7 +246,7 @@ def test_the_longest_name_decides_a_learning_rate() -> None:
 
 def test_a_name_is_a_whole_component_not_the_beginning_of_a_word() -> None:
     with pytest.raises(InputError, match="learning_rates: expected names of this model's weights, got 'language'"):
-        _parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "language")))
+        parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "language")))
 
 
 def test_misspelt_part_is_refused_with_the_parts_there_are() -> None:
@@ -293,15 +254,15 @@ def test_misspelt_part_is_refused_with_the_parts_there_are() -> None:
         InputError,
         match="got 'conector'. Its parts: connector, language_model, refinement, vision_tower, zoom_connector",
     ):
-        _parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "conector")))
+        parameter_groups(tiny()[0], stage(learning_rates=rates("connector", "conector")))
 
 
 def test_parts_that_only_other_models_have_may_be_named_but_not_alone() -> None:
     model, _ = tiny(zoom="off", refine=False)
     named = rates("connector", "refinement", "region_connector", "zoom_connector")
-    assert len(_parameter_groups(model, stage(learning_rates=named))) == 1
+    assert len(parameter_groups(model, stage(learning_rates=named))) == 1
     with pytest.raises(InputError, match="got 'zoom_connector'"):
-        _parameter_groups(model, stage(learning_rates=rates("zoom_connector")))
+        parameter_groups(model, stage(learning_rates=rates("zoom_connector")))
 
 
 def statistics(model: RegionGPTForConditionalGeneration) -> dict[str, Tensor]:
@@ -427,15 +388,3 @@ def test_learning_rate_rises_to_the_peak_then_falls_and_every_step_learns(num_st
     assert all(0 < share <= 1 for share in shares)
     assert shares[: top + 1] == sorted(shares[: top + 1])
     assert shares[top:] == sorted(shares[top:], reverse=True)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_dropped_out_regions_keep_their_crop_alone_while_training(tmp_path: Path, training: bool) -> None:
-    made = tiny()
-    step = training_step(made, stage(pooled_dropout=1.0)).train(training)
-    batch = to_device_batch([sample.inputs for sample in samples_of(tmp_path, made[1])], made[1], CPU)
-    with torch.no_grad():
-        _, tokens_RKD = step._encode(batch)
-        assert batch.zoom_pixels_Z3SS is not None and batch.zoom_masks_ZSS is not None
-        crops_RKD = made[0].encode_zooms(batch.zoom_pixels_Z3SS, batch.zoom_masks_ZSS)
-    assert torch.allclose(tokens_RKD, crops_RKD, atol=1e-6) == training

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up
+from rlabel.prompts.tasks import RegionFacts
+from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up, make_up_boxes, place_facts
 from train_factories import PARTS, Tap, rates, samples_of, stage, tiny, training_step
 
 
@@ -51,7 +52,12 @@ def test_made_up_tokens_miss_in_the_directions_in_which_real_ones_do() -> None:
     """All real tokens miss along one axis that no name has: half of the made-up ones must lie along it too."""
     names_ND = F.pad(embeddings(), (0, 1))
     axis_D = F.one_hot(torch.tensor(64), 65).float()
-    picture = EncodedPicture(image_1TD=torch.zeros(1, 4, 65), regions_RD=names_ND[:2] + 0.3 * axis_D, names=("a", "b"))
+    picture = EncodedPicture(
+        image_1TD=torch.zeros(1, 4, 65),
+        regions_RD=names_ND[:2] + 0.3 * axis_D,
+        boxes_R5=torch.zeros(2, 5),
+        facts=tuple(RegionFacts(box_xywh=(0, 0, 1, 1), area_px=1, name=name) for name in ("a", "b")),
+    )
     bank = Bank(pictures=[picture])
     bank.finish({"a": 0, "b": 1})
     torch.manual_seed(0)
@@ -99,9 +105,23 @@ def test_spelling_trains_the_language_model_alone_by_answers_alone(tmp_path: Pat
     assert tap.logits.grad is not None
     # Rows of 16 names: 16 and 4; pictures of the bank take the places of some and their three names are said too.
     assert result.num_regions == 20 if not banked else 19 <= result.num_regions <= 23
-    # Each name is a token or more and its end; the prompts around them give no gradient.
+    # Each name is a token or more and its end; the prompts around them do not reach the head.
     lengths = [len(made[1].answer_ids(name)) for name in step.name_index]
     num_answer_tokens = int((tap.logits.grad.abs().sum(-1) > 0).sum())
     assert min(lengths) * result.num_regions <= num_answer_tokens <= max(lengths) * result.num_regions
     torch.manual_seed(0)
     assert step(["cat", "fire hydrant"] * 10).loss.item() == result.loss.item()
+
+
+def test_made_up_boxes_lie_in_the_picture_and_hold_their_area() -> None:
+    torch.manual_seed(0)
+    left, top, right, bottom, area = make_up_boxes(2000, torch.device("cpu")).unbind(1)
+    assert float(torch.stack([left, top]).min()) >= 0 and float(torch.stack([right, bottom]).max()) <= 1 + 1e-6
+    assert (right > left).all() and (bottom > top).all()
+    assert (area <= (right - left) * (bottom - top) + 1e-6).all() and (area > 0).all()
+    assert float((right - left).min()) < 0.06 and float((right - left).max()) > 0.8
+
+
+def test_facts_of_a_made_up_region_are_those_of_its_box() -> None:
+    fact = place_facts(RegionFacts(box_xywh=(0, 0, 0, 0), area_px=0, name="cat"), (0.25, 0.5, 0.75, 0.625, 0.05))
+    assert fact == RegionFacts(box_xywh=(0.25, 0.5, 0.5, 0.125), area_px=0.05, name="cat")

@@ -20,7 +20,7 @@ from rlabel.cli.options import Stopped
 from rlabel.storage import Store
 from rlabel.training.loop import LocalSurroundings
 from rlabel.training.progress import Progress
-from rlabel.training.recipe import Recipe
+from rlabel.training.recipe import Recipe, shipped_recipes
 from train_factories import (
     CATEGORIES,
     Files,
@@ -121,8 +121,8 @@ REFUSALS: list[tuple[Callable[[Call], None], dict[str, str | None], tuple[str, .
     (unknown_category, {}, (), 1, "annotation 1: expected a category_id"),
     (lambda call: call.files.annotations.write_text("{"), {}, (), 1, "instances.json"),
     (nothing, {"images": "nowhere"}, (), 1, "nowhere: no such folder"),
-    (nothing, {"recipe": "none.yaml"}, (), 1, "fine-tune, fine-tune-lora, mini"),
-    (nothing, {"recipe": "maxi"}, (), 1, "fine-tune, fine-tune-lora, mini"),
+    (nothing, {"recipe": "none.yaml"}, (), 1, "fine-tune, fine-tune-lora, fine-tune-qlora, mini, paper-align"),
+    (nothing, {"recipe": "maxi"}, (), 1, "fine-tune, fine-tune-lora, fine-tune-qlora, mini, paper-align"),
     (lambda call: (call.folder / "r.yaml").write_text("name: x\nstages: 3"), {}, (), 1, "stages"),
     (
         lambda call: written(call.folder / "r.yaml", recipe(stage(learning_rates={"conector": 1}))),
@@ -140,6 +140,26 @@ REFUSALS: list[tuple[Callable[[Call], None], dict[str, str | None], tuple[str, .
     (nothing, {"seed": "-1"}, (), 2, "--seed"),
     (nothing, {"epochs": "0"}, (), 2, "--epochs"),
     (nothing, {"num_workers": "2"}, (), 2, "--no-ray trains in this process alone"),
+    (nothing, {"parallel": "fsdp"}, (), 2, "--parallel fsdp: shards a model over Ray's workers"),
+    (nothing, {"parallel": "none"}, (), 2, "--parallel"),
+    (nothing, {"out": "memory://x"}, ("--tensorboard",), 2, "--tensorboard: event files are appended to"),
+    (
+        lambda call: written(call.folder / "r.yaml", recipe(stage(validate_every=1, patience=1))),
+        {},
+        (),
+        1,
+        "stage align, patience: expected something to validate on",
+    ),
+    (
+        lambda call: written(
+            call.folder / "r.yaml",
+            recipe(stage("instruct", learning_rates={"language_model": 1}, lora={"targets": ["q"]})),
+        ),
+        {},
+        (),
+        1,
+        "stage instruct, lora.targets: expected ends of names",
+    ),
     (nothing, {"storage": "memory://x"}, (), 2, "--storage memory://x: --no-ray keeps its checkpoints on a local disk"),
     (foreign_file, {}, (), 2, "got other files (holiday.jpg"),
     (foreign_record("[]"), {}, (), 2, "got other files (training.json"),
@@ -215,7 +235,7 @@ def test_epochs_replace_those_of_every_stage(call: Call) -> None:
     ]
 
 
-@pytest.mark.parametrize("shipped", ["mini", "fine-tune", "fine-tune-lora"])
+@pytest.mark.parametrize("shipped", shipped_recipes())
 def test_shipped_recipes_fit_a_model(call: Call, shipped: str) -> None:
     assert call.run("--dry-run", recipe=shipped).exit_code == 0
 
@@ -311,6 +331,15 @@ def test_validation_accuracy_is_told_at_the_end_of_each_stage(call: Call) -> Non
     result = call.run(val_images=str(call.files.images), val_annotations=str(call.files.annotations))
     assert result.exit_code == 0, result.output
     assert [" val " in line for line in result.stderr.splitlines() if "regions/s" in line] == [False, True, False, True]
+
+
+def test_curves_lie_beside_the_model_and_event_files_where_they_are_asked_for(call: Call) -> None:
+    assert call.run().exit_code == 0
+    assert (call.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (call.out / "tensorboard").exists()
+    assert call.run("--tensorboard", out=str(call.folder / "told")).exit_code == 0
+    assert len(list((call.folder / "told" / "tensorboard").iterdir())) == 1
+    assert largest_difference(weights(call.out), weights(call.folder / "told")) == 0
 
 
 # ---- the lines of workers

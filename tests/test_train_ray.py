@@ -136,7 +136,7 @@ def keeping_every_rank(inner: Loop, folder: Path) -> Loop:
 
         def training(job: Any, surroundings: Any) -> Any:
             made, processor = train(job, surroundings)
-            save_weights(made, folder / f"rank{surroundings.rank}.safetensors")
+            save_weights(made.state_dict(), folder / f"rank{surroundings.rank}.safetensors")
             return made, processor
 
         module.train = training
@@ -300,4 +300,5 @@ def test_placement_says_where_and_never_what() -> None:
     """The settings that decide the weights are in the job alone."""
     assert {field.name for field in dataclasses.fields(TrainPlacement)} == {
         "name", "storage", "num_workers", "gpus_per_worker", "cpus_per_worker", "max_failures", "save_dtype", "log_path", "out", "attempt",
+        "parallel", "tensorboard",
     }  # fmt: skip

@@ -19,12 +19,14 @@ from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.quantization import Precision, load_model
-from rlabel.training.dataset import BatchDataset, cap_per_category, load_corpus
+from rlabel.training.dataset import BatchDataset
 from rlabel.training.loop import LocalSurroundings, train, write_model
 from rlabel.training.objectives import TrainingStep
 from rlabel.training.packing import pack, script
+from rlabel.training.parts import load_corpus
 from rlabel.training.progress import Progress, progress_text
 from rlabel.training.recipe import Recipe
+from rlabel.training.sampling import cap_per_category
 from train_factories import (
     COLOURS,
     PARTS,

@@ -15,8 +15,9 @@ from rlabel.labeling.engine import to_device_batch
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.quantization import load_model
 from rlabel.training.checkpoint import load_weights, save_weights
-from rlabel.training.dataset import BatchDataset, load_corpus
+from rlabel.training.dataset import BatchDataset
 from rlabel.training.loop import train, write_model
+from rlabel.training.parts import load_corpus
 from train_factories import (
     PARTS,
     Files,
@@ -129,10 +130,10 @@ def test_dropout_is_really_on_in_these_runs(with_dropout: Path, files: Files, mo
 
 
 def test_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
-    save_weights(tiny()[0], tmp_path / "weights.safetensors")
+    save_weights(tiny()[0].state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(InputError, match="refinement.0.* does not fit"):
         load_weights(tiny(refine=False)[0], tmp_path)
-    save_weights(tiny(refine=False)[0], tmp_path / "weights.safetensors")
+    save_weights(tiny(refine=False)[0].state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(InputError, match="refinement.0.* does not fit"):
         load_weights(tiny()[0], tmp_path)
 
@@ -140,7 +141,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["llama", "qwen2"])
 def test_checkpoint_keeps_tied_weights_once_and_gives_them_back(tmp_path: Path, text: str) -> None:
     made, _ = tiny(text=text)
-    save_weights(made, tmp_path / "weights.safetensors")
+    save_weights(made.state_dict(), tmp_path / "weights.safetensors")
     other, _ = tiny(text=text, seed=1)
     assert largest_difference(weights(made), weights(other)) > 0
     load_weights(other, tmp_path)

@@ -19,9 +19,11 @@ from factories import coco_file
 from rlabel.regiongpt.assembly import save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.dataset import BatchDataset, Sample, load_corpus
-from rlabel.training.loop import TrainJob, _parameter_groups, train
+from rlabel.training.dataset import BatchDataset, Sample
+from rlabel.training.freezing import parameter_groups
+from rlabel.training.loop import TrainJob, train
 from rlabel.training.objectives import TrainingStep
+from rlabel.training.parts import load_corpus
 from rlabel.training.progress import Progress
 from rlabel.training.recipe import Recipe, Stage
 
@@ -139,7 +141,7 @@ def samples_of(
 
 def training_step(made: tuple[RegionGPTForConditionalGeneration, RegionGPTProcessor], of: Stage) -> TrainingStep:
     """Return a step whose model is frozen and freed as the loop does it."""
-    _parameter_groups(made[0], of)
+    parameter_groups(made[0], of)
     return TrainingStep(*made, of, list(COLOURS)).train()
 
 
@@ -172,6 +174,7 @@ class Place:
     rank = 0
     world_size = 1
     device = torch.device("cpu")
+    sharded = False
 
     def __init__(self, folder: Path, die_at_report: int | None = None) -> None:
         self.folder = folder

@@ -42,8 +42,11 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     from rlabel.regiongpt.quantization import model_fingerprint
     from rlabel.run.job import resolve
     from rlabel.training.loop import TrainJob
+    from rlabel.training.mixture import load_mixture
     from rlabel.training.recipe import load_recipe
 
+    _check_sources(settings)
+    mixture = load_mixture(settings.mixture) if settings.mixture else None
     recipe = load_recipe(settings.recipe)
     if settings.epochs is not None:
         recipe = recipe.model_copy(
@@ -53,7 +56,15 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         raise UsageError(
             f"--no-ray trains in this process alone, got --num-workers {settings.num_workers}. Leave one of the two out."
         )
+    if settings.no_ray and settings.parallel == "fsdp":
+        raise UsageError(
+            "--parallel fsdp: shards a model over Ray's workers, and --no-ray has none. Leave one of the two out."
+        )
     refuse_relative_out_in_a_job(settings.out)
+    if settings.tensorboard and Store.open(settings.out).local_path("") is None:
+        raise UsageError(
+            f"--tensorboard: event files are appended to, which {settings.out} does not allow. Use a local --out, or leave it out."
+        )
     if (settings.val_images is None) != (settings.val_annotations is None):
         raise UsageError("--val-images and --val-annotations: expected both or neither, got one. Give the other.")
     if (settings.split or settings.val_split) and settings.format not in ("refcoco", "auto"):
@@ -64,14 +75,15 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     record = {
         **settings.deciding(),
         "model_sha256": model_fingerprint(model),
-        "annotations_sha256": _file_sha256(settings.annotations),
+        **_labels_record(settings, mixture),
         "recipe": recipe.model_dump(mode="json"),
     }
     fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     job = TrainJob(
         model=str(model),
-        images_url=_absolute(settings.images),
-        annotations_url=_absolute(settings.annotations),
+        images_url=_absolute(settings.images) if settings.images else "",
+        annotations_url=_absolute(settings.annotations) if settings.annotations else "",
+        mixture=mixture,
         recipe=recipe,
         seed=settings.seed,
         limit=settings.limit,
@@ -84,7 +96,7 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         val_split=settings.val_split,
     )
     if dry_run:
-        _check_recipe(job)
+        _check_recipe(job, settings.parallel)
         _print_plan(job, settings.num_workers)
         return
     out = Store.open(settings.out)
@@ -96,7 +108,7 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
         raise UsageError(
             f"--out {settings.out}: a store that lives in one process cannot take what workers write. Use a disk or an object store."
         )
-    _check_recipe(job)
+    _check_recipe(job, settings.parallel)
     _check_corpora(job)
     if not out.put_if_absent(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()):
         _is_finished(out, settings.out, record)  # another command may have claimed the folder meanwhile
@@ -105,6 +117,33 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     else:
         _train_on_ray(settings, job, out, fingerprint)
     print(f"rlabel: wrote {settings.out}; label with: rlabel label --model {settings.out} ...", file=sys.stderr)
+
+
+def _check_sources(settings: TrainSettings) -> None:
+    """Raise UsageError unless the settings name one labeled dataset, or a mixture of several."""
+    if settings.mixture is not None:
+        for name in ("images", "annotations", "split"):
+            if getattr(settings, name) is not None:
+                raise UsageError(
+                    f"--{name}: the datasets of --mixture {settings.mixture} have their own. Leave one of the two out."
+                )
+        return
+    for name in ("images", "annotations"):
+        if getattr(settings, name) is None:
+            raise UsageError(
+                f"--{name}: missing. Give it as a flag, or as `{name}:` in the file of --config; or name several datasets with --mixture."
+            )
+
+
+def _labels_record(settings: TrainSettings, mixture: Any) -> dict[str, Any]:
+    """Return what of the labels decides the weights: what their files hold, and a mixture as it is written."""
+    if mixture is None:
+        return {"annotations_sha256": _file_sha256(str(settings.annotations))}
+    digests = [
+        _file_sha256(one.annotations_url(mixture.folder), f"{mixture.where}, dataset {one.name}, annotations")
+        for one in mixture.datasets
+    ]
+    return {"mixture": mixture.model_dump(mode="json"), "annotations_sha256": digests}
 
 
 def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
@@ -135,28 +174,29 @@ def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
     return "config.json" in names
 
 
-def _check_recipe(job: Any) -> None:
-    """Look for the recipe's names in the model before the output folder is claimed: a misspelling must not bind it."""
+def _check_recipe(job: Any, parallel: str) -> None:
+    """Look for the recipe's names in the model, and for what its stages need, before the output folder is claimed: a misspelling must not bind it."""
     from rlabel.regiongpt.quantization import count_parameters
     from rlabel.training.checkpoint import weight_names
+    from rlabel.training.sharding import check_shardable
 
     count_parameters(job.model)  # says which file is no whole safetensors
     for stage in job.recipe.stages:
         stage.check_names(weight_names(job.model))
+        stage.check_validated(job.is_validated)
+        if parallel == "fsdp":
+            check_shardable(stage)
 
 
 def _check_corpora(job: Any) -> None:
     """Read the labels once here, so that a bad file is told before any worker starts."""
-    from rlabel.training.dataset import load_corpus
-
-    corpus = load_corpus(job.images_url, job.annotations_url, job.limit, job.format, job.split)
+    corpus = job.corpus()
     print(
-        f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.names)} categories",
+        f"rlabel: {len(corpus.images)} images, {corpus.num_regions} regions, {len(corpus.all_names)} categories",
         file=sys.stderr,
         flush=True,
     )
-    if job.val_annotations_url:
-        load_corpus(job.val_images_url, job.val_annotations_url, job.val_limit, job.format, job.val_split)
+    job.validation()
 
 
 def _checkpoints_url(settings: TrainSettings, out: Store) -> str:
@@ -181,6 +221,7 @@ def _train_here(settings: TrainSettings, job: Any, out: Store, fingerprint: str)
         settings.cpus_per_worker,
         settings.save_dtype,
         _say,
+        settings.tensorboard,
     )
     _write_out(write, out)
 
@@ -207,6 +248,8 @@ def _train_on_ray(settings: TrainSettings, job: Any, out: Store, fingerprint: st
             max_failures=settings.max_failures,
             save_dtype=settings.save_dtype,
             log_path=out.local_path("progress.jsonl"),
+            parallel=settings.parallel,
+            tensorboard=settings.tensorboard,
             out=out,
             attempt=uuid.uuid4().hex,
         )
@@ -303,15 +346,19 @@ class _followed:
 
 
 def _print_plan(job: Any, num_workers: int) -> None:
-    from rlabel.training.dataset import cap_per_category, load_corpus
+    from rlabel.training.sampling import for_stage
 
-    corpus = load_corpus(job.images_url, job.annotations_url, job.limit, job.format, job.split)
+    corpus = job.corpus()
     print(
-        f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.names)}\nmodel       {job.model}"
+        f"images      {len(corpus.images)}\nregions     {corpus.num_regions}\ncategories  {len(corpus.all_names)}\nmodel       {job.model}"
     )
+    for part in corpus.parts if job.mixture else ():
+        print(
+            f"dataset     {part.name}: {len(part.images)} images, {int(part.num_regions.sum())} regions, weight {part.weight:g}"
+        )
     for number, stage in enumerate(job.recipe.stages):
-        sampled = cap_per_category(corpus, stage.per_category, job.seed + number)
-        steps = stage.num_steps(len(sampled.images), num_workers)
+        sampled = for_stage(corpus, stage, job.seed + number)
+        steps = stage.num_steps(sampled.epoch_size, num_workers)
         print(
             f"stage       {stage.name}: {stage.objective}, {sampled.num_regions} regions, {steps} steps, trains {', '.join(stage.learning_rates)}"
         )
@@ -326,7 +373,7 @@ def refuse_relative_out_in_a_job(out: str) -> None:
         )
 
 
-def _file_sha256(url: str) -> str:
+def _file_sha256(url: str, where: str = "--annotations") -> str:
     digest = hashlib.sha256()
     if "://" not in url and Path(url).is_dir():  # Visual Genome and RefCOCO are folders
         for path in sorted([*Path(url).glob("*.json"), *Path(url).glob("*.p")]):
@@ -337,7 +384,9 @@ def _file_sha256(url: str) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     except MissingFile as error:
-        raise InputError(f"--annotations {url}: no such file. Give a COCO JSON with categories.") from error
+        raise InputError(
+            f"{where} {url}: no such file. Give a COCO JSON with categories, or what the format says."
+        ) from error
     return digest.hexdigest()
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlabel.errors import RlabelError, RunError
+from rlabel.memory import reuse_freed_memory_environment
 from rlabel.storage import Store
 
 if TYPE_CHECKING:
     import torch
 
+    from rlabel.config import Parallel
     from rlabel.training.loop import TrainJob
     from rlabel.training.progress import Progress
 
@@ -30,7 +32,8 @@ class TrainPlacement:
     """Where training runs.
 
     name carries the fingerprint of the settings: Ray would silently continue an old run of the same name.
-    log_path: a local file for progress lines; None where the output is an object store, which cannot append.
+    log_path: a local file for progress lines; None where the output is an object store, which cannot append. tensorboard: event files beside it.
+    parallel: whether every worker holds the whole model (ddp) or a part of it (fsdp).
     out, attempt: this driver's id lies in out, under ATTEMPT. Workers outlive a killed driver by up to half a minute; they stop when they find
     another's id there, before they spoil the checkpoints of the one that goes on.
     """
@@ -45,20 +48,27 @@ class TrainPlacement:
     log_path: Path | None
     out: Store
     attempt: str
+    parallel: Parallel = "ddp"
+    tensorboard: bool = False
 
 
 class RaySurroundings:
-    """What the loop sees of Ray Train: its rank, DDP, and checkpoints that Ray keeps in the storage path."""
+    """What the loop sees of Ray Train: its rank, DDP or shards, and checkpoints that Ray keeps in the storage path."""
 
-    def __init__(self, log_path: Path | None, out: Store, attempt: str) -> None:
+    def __init__(
+        self, log_path: Path | None, out: Store, attempt: str, parallel: Parallel = "ddp", tensorboard: bool = False
+    ) -> None:
         import ray.train
         import ray.train.torch
+
+        from rlabel.training.journal import Journal
 
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self.log_path = log_path
+        self.sharded = parallel == "fsdp"
+        self.journal = Journal(log_path, tensorboard=tensorboard) if log_path is not None else None
         self.out = out
         self.attempt = attempt
         self._folder = tempfile.TemporaryDirectory(prefix="rlabel-checkpoint-")
@@ -66,6 +76,10 @@ class RaySurroundings:
     def wrap(self, step: Any) -> Any:
         from ray.train.torch import prepare_model
 
+        from rlabel.training.sharding import ShardedStep
+
+        if self.sharded:
+            return ShardedStep(step, self.device)
         # A batch without zoomed crops leaves the zoom connector without gradients.
         return prepare_model(step, parallel_strategy_kwargs={"find_unused_parameters": True})
 
@@ -78,12 +92,10 @@ class RaySurroundings:
     def report(self, progress: Progress, write_checkpoint: Callable[[Path], None] | None) -> None:
         import ray.train
 
-        from rlabel.training.progress import append_progress
-
         if self.rank == 0:
             self._refuse_if_superseded()
-            if self.log_path is not None:
-                append_progress(self.log_path, progress)
+            if self.journal is not None:
+                self.journal.add(progress)
         if write_checkpoint is None:
             return  # Ray's report blocks all ranks; plain progress goes to the log alone
         if self.rank != 0:
@@ -109,7 +121,9 @@ def _loop(config: dict[str, Any]) -> None:
     from rlabel.training.loop import train, write_model
 
     torch.set_num_threads(config["threads"])
-    surroundings = RaySurroundings(config["log_path"], config["out"], config["attempt"])
+    surroundings = RaySurroundings(
+        config["log_path"], config["out"], config["attempt"], config["parallel"], config["tensorboard"]
+    )
     model, processor = train(config["job"], surroundings)
     if surroundings.rank != 0:
         ray.train.report({"finished": True})
@@ -117,7 +131,7 @@ def _loop(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="rlabel-model-") as folder:
         write_model(model, processor, Path(folder) / "model", getattr(torch, config["save_dtype"]))
         (Path(folder) / "trainer.json").write_text(json.dumps({"stage": len(config["job"].recipe.stages), "step": 0}))
-        save_weights(model.float(), Path(folder) / "weights.safetensors")
+        save_weights(model.float().state_dict(), Path(folder) / "weights.safetensors")
         ray.train.report({"finished": True}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -142,15 +156,19 @@ def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[
             "out": placement.out,
             "attempt": placement.attempt,
             "save_dtype": placement.save_dtype,
+            "parallel": placement.parallel,
+            "tensorboard": placement.tensorboard,
         },
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=placement.gpus_per_worker > 0, resources_per_worker=resources
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # its second version, which TorchTrainer takes, has the field
             name=placement.name,
             storage_path=placement.storage,
             failure_config=FailureConfig(max_failures=placement.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # The function of a worker runs in a thread, where the heap cannot be told any more.
+            worker_runtime_env={} if placement.gpus_per_worker > 0 else {"env_vars": reuse_freed_memory_environment()},
         ),
     )
     try:

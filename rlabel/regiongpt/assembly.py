@@ -12,9 +12,10 @@ from torch import Tensor
 from rlabel.errors import InputError
 from rlabel.prompts.templates import IMAGE, REGION
 from rlabel.regiongpt.auto import register
-from rlabel.regiongpt.configuration import ConnectorKind, RegionGPTConfig
+from rlabel.regiongpt.configuration import ConnectorKind, RegionGPTConfig, RegionPooling
 from rlabel.regiongpt.modeling import Connector, RegionGPTForConditionalGeneration
 from rlabel.regiongpt.parts import LITE2, LITE_TOWERS, TINY, add_special_tokens, load_language, load_vision
+from rlabel.regiongpt.places import PlaceConnector
 from rlabel.regiongpt.processing import RegionGPTImageProcessor, RegionGPTProcessor, ZoomWhich
 
 
@@ -29,6 +30,9 @@ class AssemblyOptions:
     merge_size: int = 1
     connector: ConnectorKind | None = None
     tokens_per_region: int = 1
+    region_pooling: RegionPooling = "grid"
+    place_token: bool = False
+    name_map: bool = False
     zoom: ZoomWhich = "off"
     zoom_size_px: int | None = None
     zoom_below_px: float = 64.0
@@ -66,6 +70,9 @@ def assemble(
         merge_size=options.merge_size,
         connector=options.connector or ("separate" if options.merge_size > 1 else "shared"),
         tokens_per_region=options.tokens_per_region,
+        region_pooling=options.region_pooling,
+        place_token=options.place_token,
+        name_map=options.name_map,
         zoom_feature_layers=list(zoom_layers) if options.zoom != "off" else [],
         zoom_pooled_weight=options.zoom_pooled_weight,
         image_token_id=language.tokenizer.convert_tokens_to_ids(IMAGE),  # type: ignore[arg-type]
@@ -78,7 +85,7 @@ def assemble(
     model.language_model.generation_config = language.model.generation_config
     word_rms = float(model.get_input_embeddings().weight.detach().float().square().mean().sqrt())  # type: ignore[operator]
     for module in model.children():
-        if isinstance(module, Connector):
+        if isinstance(module, Connector | PlaceConnector):
             module.scale_output(word_rms)
     model.eval()
     maps_BCGG, image_tokens_BTD = _try_sizes(
@@ -99,7 +106,7 @@ def assemble(
         images,
         language.tokenizer,
         num_image_tokens=image_tokens_BTD.shape[1],
-        tokens_per_region=options.tokens_per_region,
+        tokens_per_region=config.prompt_tokens_per_region,
     )
     return model, processor
 

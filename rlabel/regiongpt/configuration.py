@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 ConnectorKind = Literal["shared", "separate", "separate-linear"]
 ImageTokenOrder = Literal["rows", "columns"]
+RegionPooling = Literal["grid", "attention"]
 
 
 class EfficientNetLiteConfig(PretrainedConfig):
@@ -75,7 +76,10 @@ class RegionGPTConfig(PretrainedConfig):
     merge_size: m x m neighbouring image tokens are concatenated before a connector of their own (2 in SpatialRGPT's code); needs separate connectors.
     image_token_order: the grid of image tokens is read row by row, or column by column (SpatialRGPT's code).
     connector: "shared" by image and region tokens (the paper's figure), "separate", or "separate-linear": one linear layer for regions (SpatialRGPT's code).
-    tokens_per_region: k >= 1; above 1 the mask is cut into a grid of k parts of equal mass, one token each.
+    tokens_per_region: k >= 1; above 1 the mask is cut into a grid of k parts of equal mass, one token each (region_pooling "grid").
+    region_pooling: "grid", or "attention": k learned queries attend to the cells inside the mask, one token each; they start as mask pooling.
+    place_token: one more token a region tells where it lies and how large it is, which pooling forgets; off: plain RegionGPT.
+    name_map: the model keeps a linear map of name embeddings that region tokens are drawn to (recipes: `decorrelate`); off: the embeddings themselves.
     zoom_feature_layers: hidden states of the zoomed crop whose pooled features are joined; empty: no zoom tokens, plain RegionGPT.
     zoom_pooled_weight: of the mask-pooled part in the tokens of regions that also have a crop: 1 adds both, 0 leaves them to the crop.
     """
@@ -95,6 +99,9 @@ class RegionGPTConfig(PretrainedConfig):
         image_token_order: ImageTokenOrder = "rows",
         connector: ConnectorKind = "shared",
         tokens_per_region: int = 1,
+        region_pooling: RegionPooling = "grid",
+        place_token: bool = False,
+        name_map: bool = False,
         zoom_feature_layers: list[int] | None = None,
         zoom_pooled_weight: float = 1.0,
         image_token_id: int = 0,
@@ -111,6 +118,9 @@ class RegionGPTConfig(PretrainedConfig):
         self.image_token_order = image_token_order
         self.connector = connector
         self.tokens_per_region = tokens_per_region
+        self.region_pooling = region_pooling
+        self.place_token = place_token
+        self.name_map = name_map
         self.zoom_feature_layers = list(zoom_feature_layers or [])
         self.zoom_pooled_weight = zoom_pooled_weight
         self.image_token_id = image_token_id
@@ -119,6 +129,8 @@ class RegionGPTConfig(PretrainedConfig):
             raise ValueError(f"config.json, connector: expected one of {get_args(ConnectorKind)}, got {connector!r}")
         if image_token_order not in get_args(ImageTokenOrder):
             raise ValueError(f"config.json, image_token_order: expected 'rows' or 'columns', got {image_token_order!r}")
+        if region_pooling not in get_args(RegionPooling):
+            raise ValueError(f"config.json, region_pooling: expected 'grid' or 'attention', got {region_pooling!r}")
         if tokens_per_region < 1:
             raise ValueError(f"config.json, tokens_per_region: expected 1 or more, got {tokens_per_region}")
         if merge_size > 1 and connector == "shared":
@@ -128,6 +140,11 @@ class RegionGPTConfig(PretrainedConfig):
         # Tying is the language model's own affair; the composite has no head of its own to tie.
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
+
+    @property
+    def prompt_tokens_per_region(self) -> int:
+        """Tokens that a region takes in a prompt."""
+        return self.tokens_per_region + self.place_token
 
     @property
     def zoom(self) -> bool:

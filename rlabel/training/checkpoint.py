@@ -1,10 +1,15 @@
-"""What a checkpoint holds: weights, the optimizer's state, and the place in the recipe. Tensors only; nothing pickled is ever run."""
+"""What a checkpoint holds: weights, the optimizer's state, the place in the recipe and the best of its stage. Tensors only; nothing pickled is ever run.
+
+A checkpoint is always whole and unquantized, whether the model is sharded over workers, quantized for QLoRA, or neither.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,6 +18,27 @@ from torch import Tensor
 
 from rlabel.errors import InputError
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
+
+_WEIGHTS, _BEST, _OPTIMIZER, _PLACE = "weights.safetensors", "best.safetensors", "optimizer.pt", "trainer.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlace:
+    """How far a training is: steps of a stage that are done; 0 of the next stage where one has ended.
+
+    best_accuracy, best_step: the best validation of this stage so far. num_stale: validations since the last that was better than all before it.
+    """
+
+    stage: int = 0
+    step: int = 0
+    best_accuracy: float | None = None
+    best_step: int = 0
+    num_stale: int = 0
+
+
+def read_place(checkpoint: Path | None) -> RunPlace:
+    """Return where a checkpoint is; the beginning for None."""
+    return RunPlace(**json.loads((checkpoint / _PLACE).read_text())) if checkpoint else RunPlace()
 
 
 def weight_names(folder: str | Path) -> list[str]:
@@ -24,11 +50,11 @@ def weight_names(folder: str | Path) -> list[str]:
     return names
 
 
-def save_weights(model: RegionGPTForConditionalGeneration, path: Path) -> None:
-    """Write all weights and statistics; of tied tensors the first."""
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a model's state: weights and statistics; of tied tensors the first."""
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         if value.data_ptr() not in seen or not value.numel():  # safetensors refuses shared memory
             seen.add(value.data_ptr())
             weights[name] = value.detach().contiguous().cpu()
@@ -37,7 +63,11 @@ def save_weights(model: RegionGPTForConditionalGeneration, path: Path) -> None:
 
 def load_weights(model: RegionGPTForConditionalGeneration, checkpoint: Path) -> None:
     """Load a checkpoint's weights. Raises InputError when they are not of this model."""
-    weights = load_file(checkpoint / "weights.safetensors")
+    load_state(model, load_file(checkpoint / _WEIGHTS), str(checkpoint))
+
+
+def load_state(model: RegionGPTForConditionalGeneration, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load a whole state, tied tensors once. Raises InputError, naming `where`, when it is not of this model."""
     result = model.load_state_dict(weights, strict=False)
     state = model.state_dict()
     loaded = {state[name].data_ptr() for name in weights if name in state}
@@ -47,20 +77,36 @@ def load_weights(model: RegionGPTForConditionalGeneration, checkpoint: Path) -> 
     if missing or result.unexpected_keys:
         odd = (missing + result.unexpected_keys)[0]
         raise InputError(
-            f"{checkpoint}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model."
+            f"{where}: not a checkpoint of this model; {odd} does not fit. Use another --out for another model."
         )
 
 
+def load_best(checkpoint: Path) -> dict[str, Tensor] | None:
+    """Return the trained weights as they were at the stage's best validation; None where that was this very step, or none."""
+    path = checkpoint / _BEST
+    return load_file(path) if path.exists() else None
+
+
+def load_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """Return the state of the stage's optimizer, on the CPU."""
+    return torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
+
+
 def checkpoint_writer(
-    model: RegionGPTForConditionalGeneration, optimizer: torch.optim.Optimizer | None, place: dict[str, int]
+    state: Callable[[], Mapping[str, Tensor]],
+    optimizer: Callable[[], Mapping[str, Any]] | None,
+    best: Mapping[str, Tensor] | None,
+    place: RunPlace,
 ) -> Callable[[Path], None]:
-    """Return a function that writes weights, the optimizer's state and the place in the recipe into a folder, as they are when it is called."""
+    """Return a function that writes a checkpoint into a folder; weights and the optimizer's state are asked for when it is called."""
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(model, folder / "weights.safetensors")
+        save_weights(state(), folder / _WEIGHTS)
+        if best is not None:
+            save_weights(best, folder / _BEST)
         if optimizer is not None:
-            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "trainer.json").write_text(json.dumps(place))
+            torch.save(optimizer(), folder / _OPTIMIZER)
+        (folder / _PLACE).write_text(json.dumps(asdict(place)))
 
     return write

@@ -11,22 +11,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from rlabel.errors import InputError
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
+from rlabel.prompts.tasks import RegionFacts, draw_turns
 from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
+from rlabel.regiongpt.places import place_of_masks
 from rlabel.regiongpt.processing import RegionGPTProcessor
-from rlabel.training.dataset import Sample, fade_keeps
+from rlabel.training.dataset import PLAIN_FIRST, Sample, fade_keeps
 from rlabel.training.packing import IGNORED, Row, Script, attention_bias, pack, script, stack
 from rlabel.training.recipe import Stage
-from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up
+from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up, make_up_boxes, place_facts
 
 # Names in one packed row of `spell`.
 _ROW_NAMES = 16
 # How far made-up tokens lie from names at the beginning of `spell`, as a share of the farthest, and when the farthest are reached.
 _EASIEST, _HARD_AFTER = 0.25, 0.5
+# Of align: the share of a name's probability that is given to all names, the weight of the tokens' length, and what keeps directions that hardly any
+# name takes from being blown up by the name map.
+_SMOOTHING, _LENGTH_WEIGHT, _MAP_RIDGE = 0.1, 0.05, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,8 @@ class TrainingStep(nn.Module):
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
         self.scripts: dict[tuple[str, str], Script] = {}
         self.bank = Bank()
+        if stage.decorrelate:
+            self._learn_name_map()
         # Share of the stage's steps that are done; the loop keeps it.
         self.progress = 0.0
 
@@ -72,12 +81,12 @@ class TrainingStep(nn.Module):
     def _see(self, samples: list[Sample], device: torch.device) -> StepResult:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.stage.dtype == "bfloat16"):
             batch = self._device_batch(samples, device)
-            image_tokens_BTD, regions_RKD = self._encode(batch)
             names = [name for sample in samples for name in sample.names]
             named = [i for i, name in enumerate(names) if name is not None]
             target_R = torch.tensor([self.name_index[name] for name in names if name is not None], device=device)
             if self.stage.objective == "align":
-                return self._align(regions_RKD[named], target_R) if named else self._nothing()
+                return self._align_parts(batch, named, target_R) if named else self._nothing()
+            image_tokens_BTD, regions_RKD = self._encode(batch)
             result = self._instruct(samples, image_tokens_BTD, regions_RKD)
             if self.stage.align_weight and named:
                 aligned = self._align(regions_RKD[named], target_R)
@@ -91,9 +100,10 @@ class TrainingStep(nn.Module):
     def _nothing(self) -> StepResult:
         """A loss of 0 that reaches every trained parameter: a worker whose whole batch is unusable must still meet the others' gradients."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return StepResult(
-            loss=torch.stack([parameter.flatten()[:0].sum() for parameter in trained]).sum(), num_right=0, num_regions=0
-        )
+        # What lies in shards now is gathered for its own passes only: `sharding` sees to it.
+        reached = [parameter.flatten()[:0].sum() for parameter in trained if not isinstance(parameter, DTensor)]
+        loss = torch.stack(reached).sum() if reached else torch.zeros((), device=trained[0].device)
+        return StepResult(loss=loss, num_right=0, num_regions=0)
 
     def _device_batch(self, samples: list[Sample], device: torch.device) -> DeviceBatch:
         inputs = [sample.inputs for sample in samples]
@@ -110,11 +120,7 @@ class TrainingStep(nn.Module):
         with torch.set_grad_enabled(trains_tower and self.stage.tower_through_image):
             coarse_BCHW = self.model.coarse_maps(batch.pixels_B3SS)
         maps_BCGG, image_tokens_BTD = self.model.refine_maps(coarse_BCHW)
-        tower.train(self.training and trains_tower and self.stage.batch_norm == "trained")
-        pooled_keep_Z = None
-        if self.training and self.stage.pooled_dropout and batch.zoom_region_index_Z is not None:
-            draws_Z = torch.rand(len(batch.zoom_region_index_Z), device=maps_BCGG.device)
-            pooled_keep_Z = (draws_Z >= self.stage.pooled_dropout).float()
+        self._set_tower_mode()
         regions_RKD = self.model.encode_regions(
             maps_BCGG,
             batch.region_masks_RGG,
@@ -122,67 +128,149 @@ class TrainingStep(nn.Module):
             batch.zoom_pixels_Z3SS,
             batch.zoom_masks_ZSS,
             batch.zoom_region_index_Z,
-            pooled_keep_Z,
         )
         return image_tokens_BTD, regions_RKD
 
-    def name_embeddings(self) -> Tensor:
-        """Return names_ND: the mean input embedding of each name's tokens, without gradient."""
+    def _set_tower_mode(self) -> None:
+        """Let crops change batch statistics, where the stage trains them."""
+        tower = self.model.vision_tower
+        trains_tower = any(parameter.requires_grad for parameter in tower.parameters())
+        tower.train(self.training and trains_tower and self.stage.batch_norm == "trained")
+
+    def _mean_embeddings(self) -> Tensor:
+        """Return means_ND: the mean input embedding of each name's tokens, without gradient."""
         table = self.model.get_input_embeddings()
         device = next(table.parameters()).device
         with torch.no_grad():
             rows = [table(torch.tensor(ids[:-1], device=device)).mean(0) for ids in self.answer_ids.values()]
         return torch.stack(rows).float()
 
+    def name_embeddings(self) -> Tensor:
+        """Return names_ND: what region tokens are drawn to, without gradient: the mean input embeddings, turned by the model's name map if it has one."""
+        means_ND = self._mean_embeddings()
+        if not self.model.config.name_map:
+            return means_ND
+        turned_ND = F.normalize(means_ND, dim=-1) @ self.model.get_buffer("name_map").float()
+        return F.normalize(turned_ND, dim=-1) * means_ND.norm(dim=-1, keepdim=True)
+
+    @torch.no_grad()
+    def _learn_name_map(self) -> None:
+        """Make the model's name map the one that turns these names away from each other, and each as little as that allows (Lowdin's orthogonalisation).
+
+        Names that share tokens lie close together, and even unrelated ones do where there are about as many as dimensions.
+        """
+        if not self.model.config.name_map:
+            raise InputError(
+                f"recipe, stage {self.stage.name}, decorrelate: expected a model that keeps a name map, got one without. "
+                "Assemble it with --name-map, or leave decorrelate out."
+            )
+        unit_ND = F.normalize(self._mean_embeddings(), dim=-1).double()
+        values_D, vectors_DD = torch.linalg.eigh(unit_ND.T @ unit_ND)
+        scale = values_D.mean()
+        stretch_D = (values_D.clamp_min(0) / scale + _MAP_RIDGE).rsqrt()
+        self.model.get_buffer("name_map").copy_(((vectors_DD * stretch_D) @ vectors_DD.T).float())
+
+    def _align_parts(self, batch: DeviceBatch, named: list[int], target_R: Tensor) -> StepResult:
+        """Align the regions of a batch. While training, a zoomed region's crop and its mask-pooled part are each taught to name it alone.
+
+        Taught together, the pooled part would learn the training pictures by heart and spare the crop the work.
+        """
+        crops = batch.zoom_region_index_Z
+        if not self.training or crops is None or not len(crops):
+            return self._align(self._encode(batch)[1][named], target_R)
+        assert batch.zoom_pixels_Z3SS is not None and batch.zoom_masks_ZSS is not None
+        # Drawn on the CPU: a GPU's generator would wait for the step.
+        teaches_pooled = float(torch.rand(())) < self.stage.pooled_share
+        target_by_region = dict(zip(named, target_R.tolist(), strict=True))
+        zoomed = [i for i, region in enumerate(crops.tolist()) if region in target_by_region]
+        alone = sorted(set(target_by_region) - set(crops.tolist()))
+        parts: list[tuple[Tensor, list[int]]] = []
+        pooled_RKD = None
+        if teaches_pooled or alone:
+            bare = replace(batch, zoom_pixels_Z3SS=None, zoom_masks_ZSS=None, zoom_region_index_Z=None)
+            pooled_RKD = self._encode(bare)[1]
+        self._set_tower_mode()
+        if zoomed:
+            tokens_ZKD = self.model.encode_zooms(batch.zoom_pixels_Z3SS, batch.zoom_masks_ZSS)
+            parts.append((tokens_ZKD[zoomed], [target_by_region[int(crops[i])] for i in zoomed]))
+        if alone:
+            assert pooled_RKD is not None
+            parts.append(
+                (pooled_RKD[alone, : self.model.config.tokens_per_region], [target_by_region[i] for i in alone])
+            )
+        shown_RKD = torch.cat([tokens for tokens, _ in parts])
+        result = self._align(shown_RKD, target_R.new_tensor([target for _, targets in parts for target in targets]))
+        if not teaches_pooled or pooled_RKD is None or not zoomed:
+            return result
+        both = [int(crops[i]) for i in zoomed]
+        pooled = self._align(pooled_RKD[both], target_R.new_tensor([target_by_region[i] for i in both]))
+        return replace(result, loss=result.loss + pooled.loss)
+
     def _align(self, regions_RKD: Tensor, target_R: Tensor) -> StepResult:
-        """Contrastive over the corpus's names, and squared error relative to the embedding's length."""
+        """Contrastive over the corpus's names; the length is held near that of the names' embeddings. What a region shows takes part, not its place."""
         names_ND = self.name_embeddings()
-        regions_RD = regions_RKD.float().mean(1)
+        regions_RD = regions_RKD[:, : self.model.config.tokens_per_region].float().mean(1)
         logits_RN = F.normalize(regions_RD, dim=-1) @ F.normalize(names_ND, dim=-1).T / self.stage.temperature
-        wanted_RD = names_ND[target_R]
-        distance = (regions_RD - wanted_RD).square().sum(-1) / wanted_RD.square().sum(-1)
-        loss = F.cross_entropy(logits_RN, target_R, label_smoothing=0.05) + 0.2 * distance.mean()
+        lengths_R = regions_RD.norm(dim=-1) / names_ND[target_R].norm(dim=-1)
+        loss = F.cross_entropy(logits_RN, target_R, label_smoothing=_SMOOTHING)
+        loss = loss + _LENGTH_WEIGHT * lengths_R.clamp_min(1e-6).log().square().mean()
         return StepResult(loss=loss, num_right=int((logits_RN.argmax(-1) == target_R).sum()), num_regions=len(target_R))
 
     def _spell(self, names: list[str]) -> StepResult:
-        """Loss of saying the names that region tokens are nearest to; the tokens are made up around `names`, or real ones of the bank.
+        """Loss of naming what region tokens are nearest to, and of the stage's other tasks; tokens are made up around `names`, or real ones of the bank.
 
         So a small language model learns to say every name, also those with few pictures, and to take region tokens that are off the mark.
         """
         names_ND = self.name_embeddings()
         said = list(self.name_index)
         rows = []
-        # A packed row holds as many names as if they were regions of one picture.
+        # A packed row holds as many regions as if they were those of one picture.
         for start in range(0, len(names), _ROW_NAMES):
-            # The labeling question at least every other time.
-            question = CLASSIFY[int(torch.randint(2, ())) * int(torch.randint(len(CLASSIFY), ()))]
             noise_1TD = torch.randn(1, self.processor.num_image_tokens, names_ND.shape[1], device=names_ND.device)
             noise_1TD *= names_ND.square().mean().sqrt()
             picture = self.bank.draw()
-            real = picture.names if picture is not None else ()
-            around = names[start : start + _ROW_NAMES - len(real)]
+            facts = list(picture.facts) if picture is not None else []
+            around = names[start : start + _ROW_NAMES - len(facts)]
             index_R = torch.tensor([self.name_index[name] for name in around], device=names_ND.device, dtype=torch.long)
             misses_RD = self.bank.draw_misses(len(around), names_ND)
             tokens_RD, nearest_R = make_up(index_R, names_ND, misses_RD, self._hardness())
+            boxes_R5 = make_up_boxes(len(around), names_ND.device)
+            for i, box in zip(nearest_R.tolist(), boxes_R5.tolist(), strict=True):
+                made_up = RegionFacts(
+                    box_xywh=(0, 0, 0, 0), area_px=0, name=said[i], caption=self.bank.draw_caption(said[i])
+                )
+                facts.append(place_facts(made_up, box))
             if picture is not None:
                 tokens_RD = torch.cat([disturb(picture.regions_RD, names_ND), tokens_RD])
+                boxes_R5 = torch.cat([picture.boxes_R5, boxes_R5])
                 noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
-            row_names = [*real, *(said[i] for i in nearest_R.tolist())]
-            regions_RKD = tokens_RD[:, None].expand(-1, self.processor.tokens_per_region, -1)
-            scripts = [replace(self._naming(question, name), mentions=(index,)) for index, name in enumerate(row_names)]
-            rows.append((pack(scripts, self.processor.region_token_id), noise_1TD, regions_RKD))
+            shown_RKD = tokens_RD[:, None].expand(-1, self.model.config.tokens_per_region, -1)
+            scripts = self._draw_scripts(facts)
+            rows.append(
+                (pack(scripts, self.processor.region_token_id), noise_1TD, self.model.with_places(shown_RKD, boxes_R5))
+            )
         return self._answer_loss(rows)
+
+    def _draw_scripts(self, facts: Sequence[RegionFacts]) -> list[Script]:
+        """Return conversations of one turn about regions, drawn as the stage's tasks say; where none is drawn, the name of the first is asked."""
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        turns = draw_turns(facts, (), self.stage.tasks, random, plain_first=PLAIN_FIRST)
+        if not turns:
+            turns = [Turn(question=CLASSIFY[0], mentions=(0,), answer=facts[0].name)]
+        return [self._one_turn(turn) for turn in turns]
 
     def _hardness(self) -> float:
         """Tokens near their names first: a fresh language model that starts with far ones does not find out that they matter at all."""
         return min(1.0, _EASIEST + self.progress / _HARD_AFTER)
 
-    def _naming(self, question: str, name: str) -> Script:
-        """Return the tokens of one question and a name; kept, since names come again and again."""
-        if (question, name) not in self.scripts:
-            turn = Turn(question=question, mentions=(0,), answer=name)
-            self.scripts[question, name] = script(self.processor, [turn])
-        return self.scripts[question, name]
+    def _one_turn(self, turn: Turn) -> Script:
+        """Return the tokens of one question and its answer; kept where they come again and again."""
+        if len(turn.mentions) > 2:
+            return script(self.processor, [turn])
+        known = (turn.question, str(turn.answer))
+        if known not in self.scripts:
+            self.scripts[known] = script(self.processor, [turn])
+        return replace(self.scripts[known], mentions=turn.mentions)
 
     def fill_bank(self, batches: Iterable[list[Sample]]) -> None:
         """Keep the image and region tokens of pictures for `spell`: made-up ones alone would leave the language model helpless before real ones."""
@@ -197,13 +285,18 @@ class TrainingStep(nn.Module):
                 image_tokens_BTD, regions_RKD = self._encode(
                     to_device_batch([sample.inputs for sample in samples], self.processor, device)
                 )
+                shown_RD = regions_RKD[:, : self.model.config.tokens_per_region].float().mean(1)
                 start = 0
                 for sample, image_TD in zip(samples, image_tokens_BTD.float(), strict=True):
-                    named = [(start + i, name) for i, name in enumerate(sample.names) if name is not None][:most]
+                    named = [i for i, name in enumerate(sample.names) if name is not None][:most]
+                    boxes_R5 = place_of_masks(sample.inputs.region_masks_RGG[named])
                     picture = EncodedPicture(
                         image_1TD=image_TD[None],
-                        regions_RD=regions_RKD.float().mean(1)[[i for i, _ in named]],
-                        names=tuple(name for _, name in named),
+                        regions_RD=shown_RD[[start + i for i in named]],
+                        boxes_R5=boxes_R5.to(device),
+                        facts=tuple(
+                            place_facts(sample.facts[i], box) for i, box in zip(named, boxes_R5.tolist(), strict=True)
+                        ),
                     )
                     self.bank.pictures.append(picture)
                     start += len(sample.names)
@@ -231,15 +324,27 @@ class TrainingStep(nn.Module):
         embeddings_BTD = stack(embedded)
         packed = [row for row, _, _ in rows]
         bias_B1TT, labels_BT, positions_BT = attention_bias(packed, embeddings_BTD.dtype, embeddings_BTD.device)
-        logits_BTV = self.model.language_model(
-            inputs_embeds=embeddings_BTD, attention_mask=bias_B1TT, position_ids=positions_BT, use_cache=False
-        ).logits
         taken_BT = labels_BT != IGNORED
-        loss = F.cross_entropy(logits_BTV[taken_BT].float(), labels_BT[taken_BT])
-        wrong_BT = (logits_BTV.argmax(-1) != labels_BT) & taken_BT
-        wrong = {(b, packed[b].owners[t]) for b, t in wrong_BT.nonzero().tolist()}
+        logits_NV = self._logits_at(taken_BT, embeddings_BTD, bias_B1TT, positions_BT)
+        labels_N = labels_BT[taken_BT]
+        loss = F.cross_entropy(logits_NV.float(), labels_N)
+        places = taken_BT.nonzero()[logits_NV.argmax(-1) != labels_N]
+        wrong = {(b, packed[b].owners[t]) for b, t in places.tolist()}
         num_conversations = sum(row.owners[-1] + 1 for row in packed)
         return StepResult(loss=loss, num_right=num_conversations - len(wrong), num_regions=num_conversations)
+
+    def _logits_at(self, taken_BT: Tensor, embeddings_BTD: Tensor, bias_B1TT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Return logits_NV of the N taken places in row order. The head sees these only: over all places its work would exceed a small model's."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        hook = head.register_forward_pre_hook(lambda _, states: (states[0][taken_BT],))
+        try:
+            output = self.model.language_model(
+                inputs_embeds=embeddings_BTD, attention_mask=bias_B1TT, position_ids=positions_BT, use_cache=False
+            )
+        finally:
+            hook.remove()
+        return output.logits
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float) -> float:

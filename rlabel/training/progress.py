@@ -13,6 +13,7 @@ class Progress:
     """One line of the training log: means since the line before.
 
     num_unusable: pictures that gave no region to train on. note: what a stage does before its first step; then the means are all 0.
+    kept_step: at the end of a validated stage, the step whose weights it leaves. best_accuracy: of the stage's validations so far.
     """
 
     stage: str
@@ -24,6 +25,13 @@ class Progress:
     val_accuracy: float | None = None
     num_unusable: int = 0
     note: str = ""
+    kept_step: int | None = None
+    best_accuracy: float | None = None
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the stage ends here: with its last step, or early since validation gets no better."""
+        return self.step == self.num_steps or self.kept_step is not None
 
 
 class Meter:
@@ -67,6 +75,9 @@ def progress_text(progress: Progress) -> str:
     if progress.note:
         return f"{progress.stage} {progress.step}/{progress.num_steps}  {progress.note}"
     validated = "" if progress.val_accuracy is None else f"  val {100 * progress.val_accuracy:.1f} %"
+    if progress.kept_step is not None and progress.best_accuracy is not None:
+        early = ", ends early" if progress.step < progress.num_steps else ""
+        validated += f"  keeps step {progress.kept_step} (best val {100 * progress.best_accuracy:.1f} %){early}"
     unusable = (
         f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
     )

@@ -22,7 +22,14 @@ Objective = Literal["align", "spell", "instruct"]
 Dtype = Literal["float32", "bfloat16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Parts that only some models have.
-OPTIONAL_PARTS = ("refinement", "region_connector", "zoom_connector")
+OPTIONAL_PARTS = (
+    "refinement",
+    "region_connector",
+    "zoom_connector",
+    "place_connector",
+    "region_queries",
+    "zoom_queries",
+)
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -31,11 +38,15 @@ class _Strict(BaseModel):
 
 
 class Lora(_Strict):
-    """LoRA on the language model's linear layers (through peft); merged into the weights when training ends."""
+    """LoRA on the language model's linear layers (through peft); merged into the weights when the stage ends."""
 
     rank: int = Field(8, ge=1, le=1024)
     alpha: int = Field(16, ge=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
+    base: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4: the layers under LoRA are held in 4 bits while the stage trains (QLoRA); what is written has their own weights with LoRA merged in",
+    )
 
 
 class Augment(_Strict):
@@ -50,8 +61,13 @@ class Augment(_Strict):
     blur: float = Field(0.0, ge=0, le=1, description="shrunk to a half or a quarter and back, as small regions are")
     outline: float = Field(0.0, ge=0, le=1, description="edges on white, as line drawings are")
     cutout: float = Field(0.0, ge=0, le=1, description="a rectangle is hidden, as an occluder would")
-    box: float = Field(0.0, ge=0, le=1, description="the mask is replaced by its box")
-    edge: float = Field(0.0, ge=0, le=1, description="the crop's mask grows or shrinks by 1 to 5 % of the crop's side")
+    box: float = Field(
+        0.0, ge=0, le=1, description="the mask is replaced by its box, every other time one a little off"
+    )
+    edge: float = Field(0.0, ge=0, le=1, description="the mask grows or shrinks by 1 to 20 % of its longer side")
+    paste: float = Field(
+        0.0, ge=0, le=1, description="regions cut from another training picture are laid onto this one"
+    )
     keep: tuple[Share, Share] | None = Field(
         None, description="range of how much of the outside stays visible; none: the processor's own"
     )
@@ -74,9 +90,20 @@ class Stage(_Strict):
     warmup: float = Field(0.03, ge=0, le=1, description="share of the steps")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    dtype: Dtype = "float32"
+    dtype: Dtype = Field("float32", description="of the arithmetic (autocast); weights and their updates stay float32")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="activations of the language model's layers are computed anew instead of kept: less memory, more time",
+    )
     per_category: int | None = Field(
         None, ge=1, description="at most this many regions of each category; images left without one are dropped"
+    )
+    weights: dict[str, Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]] = Field(
+        {},
+        description="how often each image of a dataset comes in an epoch, by the dataset's name, instead of what the mixture says; 0 leaves it out",
+    )
+    balance: Share = Field(
+        0.0, description="0: images come evenly; 1: images of rare categories come so often that categories come evenly"
     )
     max_regions_per_image: int = Field(32, ge=1)
     augment: Augment = Augment()
@@ -84,9 +111,16 @@ class Stage(_Strict):
     tower_through_image: bool = Field(
         True, description="gradients reach the tower through the whole image too, not only through zoomed crops"
     )
-    pooled_dropout: Share = Field(
-        0.0,
-        description="share of the zoomed regions whose mask-pooled part is left out of a step, so that neither part leans on the other",
+    pooled_share: Share = Field(
+        1.0,
+        description="align: share of the steps in which the mask-pooled parts of zoomed regions learn too, by a loss of their own; crops always do",
+    )
+    frozen: list[str] = Field(
+        [], description="patterns (* and ?) of parameters that stay frozen though learning_rates names them"
+    )
+    decorrelate: bool = Field(
+        False,
+        description="align: draw region tokens to name embeddings that are first turned away from each other; the model keeps the map (its name_map)",
     )
     temperature: float = Field(0.05, gt=0, description="align: divides cosines before the softmax over names")
     tasks: dict[Task, Share] = Field(
@@ -100,6 +134,15 @@ class Stage(_Strict):
     align_weight: float = Field(0.0, ge=0, description="instruct: weight of the align loss that is added")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
     validate_every: int | None = Field(None, ge=1, description="optimizer steps; none: at the end of the stage")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="the stage ends after so many validations in a row that were not better than the best before",
+    )
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="weights that the stage leaves: of its best validation (of equals the latest), or of its last step",
+    )
 
     @model_validator(mode="after")
     def _lora_is_trained(self) -> Stage:
@@ -117,6 +160,12 @@ class Stage(_Strict):
             raise ValueError("align makes no language model pass; learning_rates must name another part")
         if self.objective == "spell" and "language_model" not in parts:
             raise ValueError("spell trains the language model alone; learning_rates must name it")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_something_to_wait_for(self) -> Stage:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations; give validate_every too")
         return self
 
     @model_validator(mode="after")
@@ -142,6 +191,28 @@ class Stage(_Strict):
             raise InputError(
                 f"recipe, stage {self.name}, learning_rates: expected names of this model's weights, got {(unknown or list(self.learning_rates))[0]!r}. "
                 f"Its parts: {', '.join(parts)}."
+            )
+        if self.lora is not None and self.lora.targets != "all-linear":
+            modules = {
+                name.removesuffix(".weight").removesuffix(".base_layer")
+                for name in weight_names
+                if name.startswith("language_model.")
+            }
+            lost = [
+                target for target in self.lora.targets if not any(f".{one}".endswith(f".{target}") for one in modules)
+            ]
+            if lost:
+                raise InputError(
+                    f"recipe, stage {self.name}, lora.targets: expected ends of names of the language model's layers, got {lost[0]!r}. "
+                    "Write all-linear, or names like q_proj."
+                )
+
+    def check_validated(self, has_validation: bool) -> None:
+        """Raise InputError for a stage that waits for validations where nothing is validated on."""
+        if self.patience is not None and not has_validation:
+            raise InputError(
+                f"recipe, stage {self.name}, patience: expected something to validate on, got none. "
+                "Give --val-images and --val-annotations, or take patience out."
             )
 
     def batches_per_epoch(self, num_images: int, world_size: int) -> int:

@@ -1,29 +1,41 @@
-"""What the language model is shown while it learns to spell: region tokens made up around names, and real ones of pictures that were encoded once.
+"""What the language model is shown while it learns to speak: region tokens made up around names, and real ones of pictures that were encoded once.
 
 Legend: N names, R regions, M region tokens of the bank, D width, T image tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlabel.prompts.tasks import RegionFacts
+
 # Share of the first and the second other name that a made-up token is drawn towards, and how far aside of all of them it lies, at most. Region tokens
-# of pictures that training never showed were measured at a cosine of 0.5 to their name: aside reaches that (1.7) and beyond.
+# of pictures that training never showed lie at a cosine of 0.2 to 0.5 to the nearest name: aside reaches that (4.0 is a cosine of 0.24).
 _TOWARDS = (0.9, 0.5)
-_ASIDE = 2.2
+_ASIDE = 4.0
+
+
+# Sides of made-up boxes, in shares of the picture's: as unequal as regions are.
+_SIDES = (0.03, 0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPicture:
-    """image_1TD: its image tokens. regions_RD: its region tokens, the mean of the k of a region. names: of its regions."""
+    """image_1TD: its image tokens. regions_RD: what its regions show, the mean of the k tokens of a region. boxes_R5: where they lie (`place_of_masks`).
+
+    facts: what is known of them, boxes and areas as in boxes_R5; each has a name.
+    """
 
     image_1TD: Tensor
     regions_RD: Tensor
-    names: tuple[str, ...]
+    boxes_R5: Tensor
+    facts: tuple[RegionFacts, ...]
 
 
 @dataclass(slots=True)
@@ -31,18 +43,28 @@ class Bank:
     """Encoded pictures, and the directions in which their region tokens miss their names: made-up tokens shall miss in the same way."""
 
     pictures: list[EncodedPicture] = field(default_factory=list)
+    captions: dict[str, list[str]] = field(default_factory=dict)
     tokens_MD: Tensor | None = None
     own_M: Tensor | None = None
 
     def finish(self, name_index: dict[str, int]) -> None:
         """Gather the region tokens of all pictures, once they are in. name_index: place of each name among the embeddings."""
-        own = [name_index[name] for picture in self.pictures for name in picture.names]
+        known = [fact for picture in self.pictures for fact in picture.facts]
+        for fact in known:
+            if fact.name and fact.caption:
+                self.captions.setdefault(fact.name, []).append(fact.caption)
+        own = [name_index[fact.name] for fact in known if fact.name]
         if own:
             self.tokens_MD = F.normalize(torch.cat([picture.regions_RD for picture in self.pictures]), dim=-1)
             self.own_M = torch.tensor(own, device=self.tokens_MD.device)
 
     def draw(self) -> EncodedPicture | None:
         return self.pictures[int(torch.randint(len(self.pictures), ()))] if self.pictures else None
+
+    def draw_caption(self, name: str) -> str | None:
+        """Return the caption of some region of that name; None where there is none."""
+        captions = self.captions.get(name)
+        return captions[int(torch.randint(len(captions), ()))] if captions else None
 
     def draw_misses(self, count: int, names_ND: Tensor) -> Tensor | None:
         """Return misses_RD: unit directions in which some real tokens miss their names, as the names are now; None without pictures."""
@@ -73,6 +95,24 @@ def make_up(
     nearest_R = (turned_RD @ unit_ND.T).argmax(-1)
     length_R1 = names_ND[nearest_R].norm(dim=-1, keepdim=True)
     return turned_RD * length_R1 * (0.6 + 0.8 * torch.rand(num, 1, device=device)), nearest_R
+
+
+def make_up_boxes(count: int, device: torch.device) -> Tensor:
+    """Return boxes_R5 as `place_of_masks` gives them, of regions of all sizes and places."""
+    low, high = (math.log(side) for side in _SIDES)
+    side_R2 = torch.exp(low + (high - low) * torch.rand(count, 1, device=device)) * (
+        0.6 + 0.8 * torch.rand(count, 2, device=device)
+    )
+    side_R2 = side_R2.clamp(max=1.0)
+    corner_R2 = (1 - side_R2) * torch.rand(count, 2, device=device)
+    filled_R1 = 0.4 + 0.6 * torch.rand(count, 1, device=device)
+    return torch.cat([corner_R2, corner_R2 + side_R2, side_R2.prod(1, keepdim=True) * filled_R1], 1)
+
+
+def place_facts(fact: RegionFacts, box_5: Sequence[float]) -> RegionFacts:
+    """Return the facts with the box and the area as they are told to the language model, in shares of the picture."""
+    left, top, right, bottom, area = box_5
+    return replace(fact, box_xywh=(left, top, right - left, bottom - top), area_px=area)
 
 
 def disturb(tokens_RD: Tensor, names_ND: Tensor) -> Tensor:
