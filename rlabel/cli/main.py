@@ -12,9 +12,11 @@ _COMMANDS = {
     "label": "Label the regions of a corpus and write COCO.",
     "train": "Fine-tune a labeler on labeled COCO.",
     "evaluate": "Compare a run with the truth.",
+    "evaluate-captions": "Compare a run's captions with human ones.",
     "status": "Say how far a run is.",
     "validate": "Check a corpus before it is labeled or trained on.",
     "ask": "Ask about regions of one picture.",
+    "ablate": "Train small models and print RegionGPT's tables with ours beside them.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
     "import-spatialrgpt": "Convert a SpatialRGPT checkpoint into a model folder.",
 }
