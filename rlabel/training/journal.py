@@ -35,7 +35,7 @@ class Journal:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.log.with_name(EVENTS)))
+            self._writer = SummaryWriter(str(self.log.with_name(EVENTS)), flush_secs=10)
         values = {
             "loss": progress.loss,
             "train_accuracy": progress.train_accuracy,
@@ -45,7 +45,10 @@ class Journal:
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(f"{name}/{progress.stage}", value, progress.step)
-        self._writer.flush()
+        if progress.is_end:
+            # The next stage opens a file of its own; the writer works in a thread, and what it holds must be on the disk when the training ends.
+            self._writer.close()
+            self._writer = None
 
 
 def read_progress(log: Path) -> dict[str, list[Progress]]:

@@ -50,10 +50,15 @@ class _EvenStep(nn.Module):
         super().__init__()
         self.step = step
         self.num_passes = 0
-        step.model.language_model.register_forward_pre_hook(self._count)
+        step.model.language_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _count(self, _module: nn.Module, _inputs: object) -> None:
+    def _count(self, _module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Count a pass, and let its input have a gradient: by that of their inputs layers know when to share their own, in the same order everywhere."""
         self.num_passes += 1
+        shown_BTD = named["inputs_embeds"]
+        if torch.is_grad_enabled() and not shown_BTD.requires_grad:
+            named = {**named, "inputs_embeds": shown_BTD.detach().requires_grad_()}
+        return inputs, named
 
     def forward(self, samples: Any) -> tuple[Tensor, int, int]:
         self.num_passes = 0
