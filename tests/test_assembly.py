@@ -170,6 +170,6 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
 def test_the_tiny_language_model_learns_its_tokens_from_names() -> None:
     part = load_language("tiny", [*factory.NAMES, "lighthouse"])
     ids = part.tokenizer("lighthouse", add_special_tokens=False).input_ids
-    assert part.tokenizer.decode(ids) == "lighthouse" and len(ids) < len("lighthouse")
+    assert part.tokenizer.decode(ids).strip() == "lighthouse" and len(ids) < len("lighthouse")
     assert 3e6 < sum(p.numel() for p in part.model.parameters()) < 4e6
     assert np.isfinite(part.model(torch.tensor([ids])).logits.detach().numpy()).all()

@@ -34,7 +34,10 @@ def written(folder: Path, text: str) -> str:
 CONNECTORS = {"refinement", "connector", "region_connector", "zoom_connector"}
 # What each stage of each shipped recipe trains; everything else is frozen. "language_model*": of it LoRA alone.
 TRAINED: dict[str, list[set[str]]] = {
-    "mini": [{"vision_tower", "refinement", "connector", "zoom_connector"}, {"language_model"}],
+    "mini": [
+        {"vision_tower", "refinement", "connector", "zoom_connector"},
+        *[{"language_model", "place_connector"}] * 2,
+    ],
     "fine-tune": [CONNECTORS, {"language_model"}, {"vision_tower", "language_model", *CONNECTORS}],
     "fine-tune-lora": [CONNECTORS, {"language_model*", *CONNECTORS}],
     "fine-tune-qlora": [{"language_model*", *CONNECTORS}],

@@ -35,7 +35,9 @@ class Journal:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.log.with_name(EVENTS)), flush_secs=10)
+            # Two files of one second would have one name.
+            suffix = f".{progress.stage}"
+            self._writer = SummaryWriter(str(self.log.with_name(EVENTS)), flush_secs=10, filename_suffix=suffix)
         values = {
             "loss": progress.loss,
             "train_accuracy": progress.train_accuracy,
