@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Journal:
 
         if self._writer is None:
             # Two files of one second would have one name.
-            suffix = f".{progress.stage}"
+            suffix = f".{re.sub(r'[^A-Za-z0-9]', '-', progress.stage)}"
             self._writer = SummaryWriter(str(self.log.with_name(EVENTS)), flush_secs=10, filename_suffix=suffix)
         values = {
             "loss": progress.loss,
