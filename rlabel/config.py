@@ -86,6 +86,18 @@ class LabelSettings(_Settings):
     views: LabelViews = Field(
         "plain", description="look at each region mirrored, or with its box for a mask, as well, and take the mean"
     )
+    num_questions: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="of classify: wordings of the question that are asked; the answer is the one that all of them together find likeliest",
+    )
+    vocabulary_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="of classify: what training called the vocabulary (a mixture's `vocabulary`), named in the question",
+    )
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
     embedder: str | None = Field(
         None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out"
@@ -188,6 +200,11 @@ class LabelSettings(_Settings):
             raise UsageError(
                 f"--views {self.views}: conversations about many regions take the plain look only. Leave it out, or ask one region at a time."
             )
+        if self.num_questions > 1 and (self.mode != "separate" or self.question is not None):
+            raise UsageError(
+                f"--num-questions {self.num_questions}: the wordings are rlabel's own, in a conversation a region. "
+                "Leave it out, or leave out --question and --mode."
+            )
         self._check_question()
 
     def _check_question(self) -> None:
@@ -204,7 +221,8 @@ class LabelSettings(_Settings):
 
 # Settings that only one task knows.
 _OF_ONE_TASK = {
-    "mode": "classify", "results_files": "classify", "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
+    "mode": "classify", "num_questions": "classify", "vocabulary_name": "classify", "results_files": "classify",
+    "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
     "expressions": "refer", "refer_by": "refer",
 }  # fmt: skip
 

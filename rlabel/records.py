@@ -129,7 +129,8 @@ class Shard:
 class Answer:
     """What the model said of one region.
 
-    text: stripped free text. token_logprobs: natural-log probability of each generated token, end token included.
+    text: stripped free text. token_logprobs: natural-log probability of each generated token, end token included; where several wordings were asked,
+    one number, the mean of theirs for the whole answer.
     """
 
     region_key: str

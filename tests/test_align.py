@@ -5,6 +5,7 @@ Legend: R regions, K tokens a region, D width of the language model, N names.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 
 from rlabel.errors import InputError
 from rlabel.labeling.engine import to_device_batch
+from rlabel.training.dataset import BatchDataset
 from rlabel.training.objectives import TrainingStep
-from train_factories import COLOURS, samples_of, stage, tiny, training_step
+from rlabel.training.parts import load_corpus
+from train_factories import COLOURS, labeled_corpus, samples_of, stage, tiny, training_step
 
 CPU = torch.device("cpu")
 NAMES = list(COLOURS)
@@ -96,7 +99,7 @@ def test_crop_and_pooled_part_are_each_taught_to_name_their_region_alone(tmp_pat
     made = tiny()
     samples = samples_of(tmp_path, made[1])
     batch = to_device_batch([sample.inputs for sample in samples], made[1], CPU)
-    step = training_step(made, stage(pooled_share=1.0)).eval()
+    step = training_step(made, stage()).eval()
     targets = torch.tensor([step.name_index[str(name)] for sample in samples for name in sample.names])
     with torch.no_grad():
         assert batch.zoom_pixels_Z3SS is not None and batch.zoom_masks_ZSS is not None
@@ -113,9 +116,21 @@ def test_crop_and_pooled_part_are_each_taught_to_name_their_region_alone(tmp_pat
 
 def test_steps_that_teach_crops_alone_leave_the_picture_out(tmp_path: Path) -> None:
     made = tiny()
-    step = training_step(made, stage(pooled_share=0.0)).train()
-    step(samples_of(tmp_path, made[1])).loss.backward()
+    step = training_step(made, stage()).train()
+    step([replace(sample, teaches_pooled=False) for sample in samples_of(tmp_path, made[1])]).loss.backward()
     reached = {
         name.split(".")[0] for name, one in made[0].named_parameters() if one.grad is not None and one.grad.any()
     }
     assert "zoom_connector" in reached and not reached & {"connector", "refinement"}
+
+
+def test_the_share_of_batches_that_teach_pooled_parts_is_the_recipes(tmp_path: Path) -> None:
+    files = labeled_corpus(tmp_path, 4, 1)
+    corpus = load_corpus(str(files.images), str(files.annotations))
+    processor, taught = tiny()[1], []
+    for share in (0.0, 0.3, 1.0):
+        dataset = BatchDataset(corpus, processor, stage(pooled_share=share, epochs=20), 0, 0, 1)
+        flags = [{sample.teaches_pooled for sample in dataset[i]} for i in range(40)]
+        assert all(len(found) == 1 for found in flags)  # all samples of a batch alike
+        taught.append(sum(found == {True} for found in flags))
+    assert taught[0] == 0 and 2 <= taught[1] <= 24 and taught[2] == 40

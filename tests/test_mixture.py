@@ -258,6 +258,13 @@ def test_what_lvis_says_of_images_and_categories_goes_with_them_through_caps(tmp
     assert {id_: category.frequency for id_, category in categories.items()} == {1: "c", 2: "f", 3: "r"}
 
 
+def test_a_datasets_vocabulary_is_named_in_its_questions_alone(tmp_path: Path) -> None:
+    things, lvis = four(tmp_path)[:2]
+    found = turns_by_part(opened(tmp_path, [{**things, "tasks": None}, {**lvis, "vocabulary": "LVIS"}]))
+    assert not [turn for _, turn in found["things"] if "LVIS" in turn.question]
+    assert [turn for _, turn in found["lvis"] if turn.question.endswith("Use the names of LVIS.")]
+
+
 # ---- batches
 
 

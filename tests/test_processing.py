@@ -89,6 +89,7 @@ def test_saving_and_loading_keeps_the_prompt_and_the_pixels(tmp_path: Path) -> N
         zoom_keep=0.35,
         zoom_context=0.25,
         zoom_below_px=20.0,
+        zoom_more_contexts=(0.5, 1.0),
         image_mean=(0.1, 0.2, 0.3),
     )
     made.save_pretrained(tmp_path)
@@ -107,6 +108,7 @@ def test_saving_and_loading_keeps_the_prompt_and_the_pixels(tmp_path: Path) -> N
         "zoom_size_px",
         "zoom_below_px",
         "zoom_context",
+        "zoom_more_contexts",
         "zoom_keep",
     ):
         assert list(np.atleast_1d(getattr(after, name))) == list(np.atleast_1d(getattr(before, name))), name

@@ -36,7 +36,7 @@ CONNECTORS = {"refinement", "connector", "region_connector", "zoom_connector"}
 TRAINED: dict[str, list[set[str]]] = {
     "mini": [
         {"vision_tower", "refinement", "connector", "zoom_connector"},
-        *[{"language_model", "place_connector"}] * 2,
+        {"language_model", "place_connector"},
     ],
     "fine-tune": [CONNECTORS, {"language_model"}, {"vision_tower", "language_model", *CONNECTORS}],
     "fine-tune-lora": [CONNECTORS, {"language_model*", *CONNECTORS}],

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rlabel.prompts import instructions
 from rlabel.prompts.questions import parse_question
-from rlabel.prompts.tasks import TASKS, RegionFacts, RelationFact, draw_turns, pair_turn, places
-from rlabel.prompts.templates import Turn, numbered_choices, with_names
+from rlabel.prompts.tasks import TASKS, RegionFacts, RelationFact, draw_turns, from_vocabulary, pair_turn, places
+from rlabel.prompts.templates import Turn, numbered_choices
 
 ALWAYS = dict.fromkeys(TASKS, 1.0)
 # Left, above and small; right, below and large; inside the second.
@@ -48,10 +48,16 @@ def test_questions_of_reference_take_an_expression_and_choices() -> None:
     assert all(text.count("{expression}") == text.count("{choices}") == 1 for text in instructions.REFER)
 
 
-def test_suffix_names_the_vocabulary() -> None:
-    assert with_names("What is <region>?", ["cup", "dining table"]) == (
-        "What is <region>? Answer with one of these names: cup, dining table."
-    )
+def test_a_vocabulary_is_named_behind_every_other_question_for_names_and_behind_no_other() -> None:
+    suffix = " " + instructions.FROM_VOCABULARY.replace("{vocabulary}", "LVIS")
+    turns = draw_turns([CUP, TABLE] * 40, (), ALWAYS, np.random.default_rng(0), vocabulary="LVIS")  # type: ignore[arg-type]
+    of_names = [turn for turn in turns if turn.question.removesuffix(suffix) in instructions.CLASSIFY]
+    assert len(of_names) == 80
+    named = [turn for turn in turns if turn.question.endswith(suffix)]
+    assert 20 <= sum(turn in named for turn in of_names) <= 60
+    assert all(turn in of_names or ": cup" in str(turn.answer) for turn in named)
+    assert from_vocabulary("What is <region>?", None) == "What is <region>?"
+    assert from_vocabulary("What is <region>?", "LVIS") == f"What is <region>?{suffix}"
 
 
 def test_every_region_is_named_and_captioned_where_both_are_known() -> None:

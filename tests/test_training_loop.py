@@ -20,6 +20,7 @@ from rlabel.prompts.instructions import CLASSIFY
 from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.quantization import Precision, load_model
 from rlabel.training.dataset import BatchDataset
+from rlabel.training.deciding import ShownRow
 from rlabel.training.loop import LocalSurroundings, train, write_model
 from rlabel.training.objectives import TrainingStep
 from rlabel.training.packing import pack, script
@@ -112,7 +113,8 @@ def test_language_model_learns_to_spell_every_name_without_its_pictures(tmp_path
             for i, name in enumerate(COLOURS)
         ]
         row = pack(scripts, processor.region_token_id)
-        result = step._answer_loss([(row, image_1TD, step.name_embeddings()[:, None])])
+        shown = ShownRow(row=row, image_1TD=image_1TD, regions_RKD=step.name_embeddings()[:, None])
+        result = step._answer_loss([shown])
     assert (result.num_right, result.num_regions) == (4, 4)
     before, after = weights(model), weights(made)
     changed = {name for name in before if not torch.equal(before[name], after[name])}

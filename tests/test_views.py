@@ -61,7 +61,7 @@ def test_the_engine_answers_from_the_mean_of_the_views(zoom: str) -> None:
     seen = [[seen_as(one, view) for one in given] for view in ("flip", "box")]
 
     def tokens(engine: Engine, inputs: list[RegionInputs]) -> Tensor:
-        return engine._encode(inputs).regions_RKD
+        return engine.encode(inputs).regions_RKD
 
     plain = Engine(model, processor, EngineOptions())
     both = Engine(model, processor, EngineOptions(views="both"))

@@ -46,6 +46,11 @@ from rlabel.errors import UsageError
     help="Keep a map of name embeddings, for recipes that decorrelate names.",
 )
 @click.option(
+    "--name-memory/--no-name-memory",
+    default=False,
+    help="Remember the names of the training data, and draw region tokens to those they recall.",
+)
+@click.option(
     "--zoom",
     type=click.Choice(["off", "all", "small"]),
     default="off",
@@ -54,6 +59,18 @@ from rlabel.errors import UsageError
 @click.option("--zoom-size-px", type=int, help="Side of the crops.")
 @click.option(
     "--zoom-below-px", type=float, default=64.0, help="With --zoom small: longer side, in the squeezed picture."
+)
+@click.option(
+    "--zoom-context",
+    type=click.FloatRange(0, 10),
+    default=0.1,
+    help="Margin of a crop, as a share of the box's longer side.",
+)
+@click.option(
+    "--zoom-more-contexts",
+    type=click.FloatRange(0, 10),
+    multiple=True,
+    help="Further crops of each region, at other margins; their mean is taken.",
 )
 @click.option(
     "--zoom-keep", type=click.FloatRange(0, 1), default=0.0, help="How much of a crop's outside stays visible."

@@ -54,7 +54,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Encoded:
+class Encoded:
     """image_tokens_BTD and regions_RKD of some images; counts: the regions of each."""
 
     image_tokens_BTD: Tensor
@@ -138,14 +138,14 @@ class Engine:
         asked = [[(i,) for i in range(len(item.region_masks_RGG))] for item in inputs] if mentions is None else mentions
         if not any(asked):
             return [[] for _ in inputs]
-        self._check_mentions(asked)
-        encoded = self._encode(inputs)
+        self.check_mentions(asked)
+        encoded = self.encode(inputs)
         index = [[encoded.index(i, region) for region in row] for i, rows in enumerate(asked) for row in rows]
         image_index_N = torch.repeat_interleave(
             torch.arange(len(inputs)), torch.tensor([len(rows) for rows in asked])
         ).to(self.device)
         mentioned_NKD = encoded.regions_RKD[torch.tensor(index, device=self.device).flatten()]
-        decoded = self._decode(encoded.image_tokens_BTD, mentioned_NKD, image_index_N)
+        decoded = self.decode(encoded.image_tokens_BTD, mentioned_NKD, image_index_N)
         answers: list[list[Decoded]] = []
         for rows in asked:
             answers.append(decoded[: len(rows)])
@@ -167,7 +167,16 @@ class Engine:
         Raises InputError for a text that does not fit the language model.
         """
         prompt = self.prompt if question is None else self.processor.prompt(question)
-        self._check_mentions([[(0,)]], prompt)
+        self.check_mentions([[(0,)]], prompt)
+        if not any(own for regions in texts for own in regions):
+            return [[[] for _ in regions] for regions in texts]
+        return self.score_encoded(self.encode(inputs), texts, prompt)
+
+    @torch.inference_mode()
+    def score_encoded(
+        self, encoded: Encoded, texts: Sequence[Sequence[Sequence[str]]], prompt: PromptTokens
+    ) -> list[list[list[float]]]:
+        """Return what `score_answers` does, of images that are encoded already."""
         places = [(i, r) for i, regions in enumerate(texts) for r, own in enumerate(regions) if own]
         result = [[[0.0] * len(own) for own in regions] for regions in texts]
         if not places:
@@ -175,9 +184,8 @@ class Engine:
         ids_of = {text: self.processor.answer_ids(text) for i, r in places for text in texts[i][r]}
         start = len(prompt.prefix_ids) + len(prompt.suffix_ids)
         self._check_length(start, ids_of)
-        encoded = self._encode(inputs)
         cache = DynamicCache(config=self.model.config.text_config)
-        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device).expand(len(inputs), -1)
+        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device).expand(len(encoded.counts), -1)
         self._forward(self.model.embed_prompt(prefix_ids, encoded.image_tokens_BTD, None), cache, 0)
         cache.batch_select_indices(torch.tensor([i for i, _ in places], device=self.device))
         suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(len(places), -1)
@@ -220,7 +228,7 @@ class Engine:
         is_own_CA = torch.arange(longest, device=self.device)[None] < lengths_C[:, None]
         return [float(value) for value in logprobs_CA.double().masked_fill(~is_own_CA, 0.0).sum(1).cpu()]
 
-    def _check_mentions(self, asked: Sequence[Sequence[tuple[int, ...]]], prompt: PromptTokens | None = None) -> None:
+    def check_mentions(self, asked: Sequence[Sequence[tuple[int, ...]]], prompt: PromptTokens | None = None) -> None:
         named = (prompt or self.prompt).suffix_ids.count(self.processor.region_token_id)
         wanted = named // self.processor.tokens_per_region
         wrong = next((row for rows in asked for row in rows if len(row) != wanted), None)
@@ -253,7 +261,8 @@ class Engine:
         )
         return image_tokens_BTD, regions_RKD
 
-    def _encode(self, inputs: Sequence[RegionInputs]) -> _Encoded:
+    def encode(self, inputs: Sequence[RegionInputs]) -> Encoded:
+        """Return the tokens of some images and of all their regions, of all views that the options ask for."""
         image_tokens_BTD, regions_RKD = self._look(inputs)
         if views := VIEWS_OF[self.options.views]:
             num_shown = self.model.config.tokens_per_region
@@ -261,13 +270,23 @@ class Engine:
             shown_RKD = averaged([tokens_RKD[:, :num_shown] for tokens_RKD in (regions_RKD, *looks)])
             regions_RKD = torch.cat([shown_RKD, regions_RKD[:, num_shown:]], 1)
         counts = tuple(len(item.region_masks_RGG) for item in inputs)
-        return _Encoded(image_tokens_BTD=image_tokens_BTD, regions_RKD=regions_RKD, counts=counts)
+        return Encoded(image_tokens_BTD=image_tokens_BTD, regions_RKD=regions_RKD, counts=counts)
 
-    def _decode(self, image_tokens_BTD: Tensor, mentioned_NKD: Tensor, image_index_N: Tensor) -> list[Decoded]:
-        """Return one answer a question. mentioned_NKD: the regions that the questions name, in the order of questions and mentions."""
+    def decode(
+        self,
+        image_tokens_BTD: Tensor,
+        mentioned_NKD: Tensor,
+        image_index_N: Tensor,
+        prompt: PromptTokens | None = None,
+    ) -> list[Decoded]:
+        """Return one answer a question. mentioned_NKD: the regions that the questions name, in the order of questions and mentions.
+
+        prompt: asked instead of the engine's question.
+        """
+        prompt = prompt or self.prompt
         num_images, num_questions = image_tokens_BTD.shape[0], image_index_N.shape[0]
         cache = DynamicCache(config=self.model.config.text_config)
-        prefix_ids = torch.tensor([self.prompt.prefix_ids], device=self.device)
+        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device)
         if self.options.share_prefix:
             prefix_BPD = self.model.embed_prompt(prefix_ids.expand(num_images, -1), image_tokens_BTD, None)
         else:
@@ -277,9 +296,9 @@ class Engine:
         self._forward(prefix_BPD, cache, 0)
         if self.options.share_prefix:
             cache.batch_select_indices(image_index_N)
-        suffix_ids = torch.tensor([self.prompt.suffix_ids], device=self.device).expand(num_questions, -1)
+        suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(num_questions, -1)
         step_RSD = self.model.embed_prompt(suffix_ids, None, mentioned_NKD)
-        position = len(self.prompt.prefix_ids)
+        position = len(prompt.prefix_ids)
         tokens: list[Tensor] = []
         logprobs: list[Tensor] = []
         done_R = torch.zeros(num_questions, dtype=torch.bool, device=self.device)

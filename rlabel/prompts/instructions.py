@@ -25,6 +25,9 @@ CLASSIFY: tuple[str, ...] = (
     "What do people call what is shown in <region>?",
 )
 
+# Behind a question for names: which vocabulary they are to be from, by the name that training knew it by (RegionGPT's task-guided suffix).
+FROM_VOCABULARY = "Use the names of {vocabulary}."
+
 # Of all regions of a picture in one turn: their names; {choices} lists the regions by number.
 CLASSIFY_ALL: tuple[str, ...] = (
     "Name the object in each of these regions. {choices}",
@@ -118,7 +121,9 @@ RELATE: tuple[str, ...] = (
 # Of two regions: left or right.
 HORIZONTAL: tuple[str, ...] = (
     "Is <region1> left of <region2> or right of it?",
-    "On which side of <region2> is <region1>, left or right?",
+    "Is <region1> to the left or to the right of <region2>?",
+    "Does <region1> lie left or right of <region2>?",
+    "Compare the places of <region1> and <region2>, left or right?",
     "Seen from <region2>, is <region1> to the left or to the right?",
 )
 
@@ -126,6 +131,8 @@ HORIZONTAL: tuple[str, ...] = (
 VERTICAL: tuple[str, ...] = (
     "Is <region1> above <region2> or below it?",
     "Does <region1> lie above or below <region2>?",
+    "Is <region1> higher up or further down than <region2>, above or below?",
+    "Compare the places of <region1> and <region2>, above or below?",
     "Seen from <region2>, is <region1> above or below?",
 )
 
@@ -161,9 +168,6 @@ REFER: tuple[str, ...] = (
     "Select {expression}. {choices}",
     "{choices} Say which one shows {expression}.",
 )
-
-# Behind a question of classification: the names that the answer must be one of (RegionGPT's task-guided suffix).
-SUFFIX = "Answer with one of these names: {names}."
 
 
 def all_questions() -> tuple[str, ...]:

@@ -51,12 +51,13 @@ def draw_turns(
     mix: Mapping[Task, float],
     random: Generator,
     plain_first: float = 0.0,
+    vocabulary: str | None = None,
 ) -> list[Turn]:
     """Return questions with their answers, in the order of tasks and regions.
 
     mix: how often each task is asked: of each region (classify, caption, refer), of each stated relation (relate), of a drawn pair for each region
     (place), of all named regions together (classify_all). plain_first: how often the first question of a task is taken, which is the one that
-    labeling asks; else any.
+    labeling asks; else any. vocabulary: named behind every other question for names, so that the labeler knows questions with and without it.
     """
     turns: list[Turn] = []
 
@@ -66,11 +67,18 @@ def draw_turns(
     def question(texts: Sequence[str]) -> str:
         return texts[0] if random.random() < plain_first else texts[int(random.integers(len(texts)))]
 
+    def question_for_names(texts: Sequence[str]) -> str:
+        text = question(texts)
+        return from_vocabulary(text, vocabulary) if vocabulary is not None and random.random() < 0.5 else text
+
     if mix.get("classify_all") and wanted("classify_all"):
-        turns += classify_all_turns([region.name for region in regions], lambda: question(instructions.CLASSIFY_ALL))
+        names = [region.name for region in regions]
+        turns += classify_all_turns(names, lambda: question_for_names(instructions.CLASSIFY_ALL))
     for index, region in enumerate(regions):
         if region.name and wanted("classify"):
-            turns.append(Turn(question=question(instructions.CLASSIFY), mentions=(index,), answer=region.name))
+            turns.append(
+                Turn(question=question_for_names(instructions.CLASSIFY), mentions=(index,), answer=region.name)
+            )
         if region.caption and wanted("caption"):
             turns.append(Turn(question=question(instructions.CAPTION), mentions=(index,), answer=region.caption))
     for relation in relations:
@@ -103,6 +111,13 @@ def classify_all_turns(names: Sequence[str | None], question: Callable[[], str])
         answer = numbered_names([name for _, name in group])
         turns.append(Turn(question=text, mentions=tuple(index for index, _ in group), answer=answer))
     return turns
+
+
+def from_vocabulary(question: str, vocabulary: str | None) -> str:
+    """Return a question for names that says which vocabulary they are to be from; the question itself where there is none to name."""
+    if vocabulary is None:
+        return question
+    return f"{question} {instructions.FROM_VOCABULARY.replace('{vocabulary}', vocabulary)}"
 
 
 def pair_turn(question: str, first: int, second: int, answer: str | None) -> Turn:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rlabel.prompts.instructions import SUFFIX
-
 IMAGE = "<image>"
 REGION = "<region>"
 
@@ -29,11 +27,6 @@ class Turn:
 def question_text(question: str) -> str:
     """Return the user's turn: the image first, so that its tokens are a prefix shared by all regions of the image."""
     return f"{IMAGE}\n{question}"
-
-
-def with_names(question: str, names: Sequence[str]) -> str:
-    """Return a question of classification with the names that its answer must be one of."""
-    return f"{question} {SUFFIX.replace('{names}', ', '.join(names))}"
 
 
 def numbered_choices(count: int) -> str:

@@ -33,11 +33,13 @@ class AssemblyOptions:
     region_pooling: RegionPooling = "grid"
     place_token: bool = False
     name_map: bool = False
+    name_memory: bool = False
     zoom: ZoomWhich = "off"
     zoom_size_px: int | None = None
     zoom_below_px: float = 64.0
     zoom_context: float = 0.1
     zoom_keep: float = 0.0
+    zoom_more_contexts: tuple[float, ...] = ()
     zoom_pooled_weight: float = 1.0
     zoom_feature_layers: tuple[int, ...] | None = None
     seed: int = 0
@@ -73,6 +75,7 @@ def assemble(
         region_pooling=options.region_pooling,
         place_token=options.place_token,
         name_map=options.name_map,
+        name_memory=0 if options.name_memory else None,
         zoom_feature_layers=list(zoom_layers) if options.zoom != "off" else [],
         zoom_pooled_weight=options.zoom_pooled_weight,
         image_token_id=language.tokenizer.convert_tokens_to_ids(IMAGE),  # type: ignore[arg-type]
@@ -101,6 +104,7 @@ def assemble(
         zoom_below_px=options.zoom_below_px,
         zoom_context=options.zoom_context,
         zoom_keep=options.zoom_keep,
+        zoom_more_contexts=options.zoom_more_contexts,
     )
     processor = RegionGPTProcessor(
         images,

@@ -80,6 +80,9 @@ class RegionGPTConfig(PretrainedConfig):
     region_pooling: "grid", or "attention": k learned queries attend to the cells inside the mask, one token each; they start as mask pooling.
     place_token: one more token a region tells where it lies and how large it is, which pooling forgets; off: plain RegionGPT.
     name_map: the model keeps a linear map of name embeddings that region tokens are drawn to (recipes: `decorrelate`); off: the embeddings themselves.
+    name_memory: how many names the model remembers by their embeddings; region tokens are drawn to what they recall of them before the language
+    model sees them, so that it need not tell names apart itself. None: no memory. Training adds the names of its data.
+    name_memory_weight: of what is recalled, beside the token itself. name_memory_temperature: divides cosines before the softmax over names.
     zoom_feature_layers: hidden states of the zoomed crop whose pooled features are joined; empty: no zoom tokens, plain RegionGPT.
     zoom_pooled_weight: of the mask-pooled part in the tokens of regions that also have a crop: 1 adds both, 0 leaves them to the crop.
     """
@@ -102,6 +105,9 @@ class RegionGPTConfig(PretrainedConfig):
         region_pooling: RegionPooling = "grid",
         place_token: bool = False,
         name_map: bool = False,
+        name_memory: int | None = None,
+        name_memory_weight: float = 1.0,
+        name_memory_temperature: float = 0.05,
         zoom_feature_layers: list[int] | None = None,
         zoom_pooled_weight: float = 1.0,
         image_token_id: int = 0,
@@ -121,6 +127,9 @@ class RegionGPTConfig(PretrainedConfig):
         self.region_pooling = region_pooling
         self.place_token = place_token
         self.name_map = name_map
+        self.name_memory = name_memory
+        self.name_memory_weight = name_memory_weight
+        self.name_memory_temperature = name_memory_temperature
         self.zoom_feature_layers = list(zoom_feature_layers or [])
         self.zoom_pooled_weight = zoom_pooled_weight
         self.image_token_id = image_token_id
@@ -131,6 +140,8 @@ class RegionGPTConfig(PretrainedConfig):
             raise ValueError(f"config.json, image_token_order: expected 'rows' or 'columns', got {image_token_order!r}")
         if region_pooling not in get_args(RegionPooling):
             raise ValueError(f"config.json, region_pooling: expected 'grid' or 'attention', got {region_pooling!r}")
+        if name_memory_temperature <= 0:
+            raise ValueError(f"config.json, name_memory_temperature: expected above 0, got {name_memory_temperature}")
         if tokens_per_region < 1:
             raise ValueError(f"config.json, tokens_per_region: expected 1 or more, got {tokens_per_region}")
         if merge_size > 1 and connector == "shared":

@@ -114,6 +114,8 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.place_connector = PlaceConnector(width) if config.place_token else None
         if config.name_map:
             self.register_buffer("name_map", torch.eye(width))
+        if config.name_memory:
+            self.register_buffer("name_memory", torch.zeros(config.name_memory, width))
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
@@ -193,9 +195,28 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         zoom_masks_ZSS: Tensor | None = None,
         zoom_region_index_Z: Tensor | None = None,
     ) -> Tensor:
-        """Return region_tokens_RKD, the place token last where the model has one.
+        """Return region_tokens_RKD as the language model takes them: drawn to the names they recall, the place token last, where the model has these.
 
-        region_masks_RGG: float in [0, 1], the share of each map cell inside the region. Zoomed crops join the tokens of the regions they name.
+        The arguments are those of `show_regions`.
+        """
+        shown_RKD = self.show_regions(
+            maps_BCGG, region_masks_RGG, region_image_index_R, zoom_pixels_ZCSS, zoom_masks_ZSS, zoom_region_index_Z
+        )
+        return self.finish_regions(shown_RKD, place_of_masks(region_masks_RGG))
+
+    def show_regions(
+        self,
+        maps_BCGG: Tensor,
+        region_masks_RGG: Tensor,
+        region_image_index_R: Tensor,
+        zoom_pixels_ZCSS: Tensor | None = None,
+        zoom_masks_ZSS: Tensor | None = None,
+        zoom_region_index_Z: Tensor | None = None,
+    ) -> Tensor:
+        """Return shown_RKD: what the regions show.
+
+        region_masks_RGG: float in [0, 1], the share of each map cell inside the region.
+        Zoomed crops join the tokens of the regions they name, several crops of a region by their mean.
         """
         if region_masks_RGG.shape[-1] != maps_BCGG.shape[-1]:
             raise InputError(
@@ -216,8 +237,11 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pooled_weight_R = torch.ones(len(tokens_RKD), dtype=tokens_RKD.dtype, device=tokens_RKD.device)
             pooled_weight_R[zoom_region_index_Z] = self.config.zoom_pooled_weight
             tokens_RKD = tokens_RKD * pooled_weight_R[:, None, None]
+            # A region that is cropped at several scales shows their mean.
+            num_crops_R = torch.bincount(zoom_region_index_Z, minlength=len(tokens_RKD)).to(zoomed_ZKD.dtype)
+            zoomed_ZKD = zoomed_ZKD / num_crops_R[zoom_region_index_Z][:, None, None]
             tokens_RKD = tokens_RKD.index_add(0, zoom_region_index_Z, zoomed_ZKD.to(tokens_RKD.dtype))
-        return self.with_places(tokens_RKD, place_of_masks(region_masks_RGG))
+        return tokens_RKD
 
     def _pool(
         self, queries: nn.Module | None, maps_BCHW: Tensor, masks_RHW: Tensor, image_index_R: Tensor | None
@@ -227,8 +251,36 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return pool(maps_BCHW, queries(maps_BCHW, masks_RHW, image_index_R), image_index_R)
         return pool(maps_BCHW, split_masks(masks_RHW, self.config.tokens_per_region), image_index_R)
 
-    def with_places(self, shown_RKD: Tensor, boxes_R5: Tensor) -> Tensor:
-        """Return the tokens of what regions show with those of their places (see `place_of_masks`) behind them, where the model tells places."""
+    def set_name_memory(self, names_ND: Tensor) -> None:
+        """Remember these unit directions instead of those of before."""
+        table = self.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        self.config.name_memory = len(names_ND)
+        self.register_buffer("name_memory", names_ND.to(table.device, torch.float32))
+
+    def recall(self, shown_RKD: Tensor) -> Tensor:
+        """Return the tokens drawn to the names that they recall; as they are where nothing is remembered.
+
+        A step of a modern Hopfield network (Ramsauer et al. 2020, arXiv 2008.02217) whose patterns are names: what is recalled is the mean of the names,
+        each as likely as its cosine says. It joins the token, which keeps its length.
+        """
+        if not self.config.name_memory:
+            return shown_RKD
+        names_ND = self.get_buffer("name_memory").float()
+        mean_RD = shown_RKD.float().mean(1)
+        unit_RD = F.normalize(mean_RD, dim=-1)
+        likely_RN = (unit_RD @ names_ND.T / self.config.name_memory_temperature).softmax(-1)
+        recalled_RD = F.normalize(likely_RN @ names_ND, dim=-1)
+        drawn_RD = F.normalize(unit_RD + self.config.name_memory_weight * recalled_RD, dim=-1)
+        moved_RD = drawn_RD * mean_RD.norm(dim=-1, keepdim=True) - mean_RD
+        return shown_RKD + moved_RD[:, None].to(shown_RKD.dtype)
+
+    def finish_regions(self, shown_RKD: Tensor, boxes_R5: Tensor) -> Tensor:
+        """Return what regions show, drawn to the names they recall, with the tokens of their places behind, where the model has these.
+
+        boxes_R5: see `place_of_masks`.
+        """
+        shown_RKD = self.recall(shown_RKD)
         if self.place_connector is None:
             return shown_RKD
         return torch.cat([shown_RKD, self.place_connector(boxes_R5)[:, None].to(shown_RKD.dtype)], 1)

@@ -52,7 +52,8 @@ class RegionGPTImageProcessor(BaseImageProcessor):
 
     image_size_px: side the whole picture is squeezed to. mask_side: G, the side of the model's refined feature map.
     zoom: which regions get a zoomed crop: none, all, or those whose longer side is below zoom_below_px once the picture is squeezed.
-    zoom_context: margin around the box, share of its longer side. zoom_keep: how much of what lies outside the mask stays visible, 0 to 1.
+    zoom_context: margin around the box, share of its longer side; zoom_more_contexts: margins of further crops.
+    zoom_keep: how much of what lies outside the mask stays visible, 0 to 1.
     """
 
     model_input_names = ["pixel_values", "region_masks"]
@@ -68,6 +69,7 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         zoom_below_px: float = 64.0,
         zoom_context: float = 0.1,
         zoom_keep: float = 0.2,
+        zoom_more_contexts: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -80,6 +82,7 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         self.zoom_below_px = zoom_below_px
         self.zoom_context = zoom_context
         self.zoom_keep = zoom_keep
+        self.zoom_more_contexts = list(zoom_more_contexts)
 
     def prepare(
         self, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], views: Sequence[View] | None = None
@@ -94,8 +97,9 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         for i, region in enumerate(regions):
             if self._is_zoomed(pixels_HWC, region):
                 view = views[i] if views is not None else PLAIN
-                crops.append(zoom_crop(pixels_HWC, region, self.zoom_size_px, self.zoom_context, view))
-                index.append(i)
+                for context in (self.zoom_context, *self.zoom_more_contexts):
+                    crops.append(zoom_crop(pixels_HWC, region, self.zoom_size_px, context, view))
+                    index.append(i)
         return RegionInputs(
             pixels_3SS=self.normalise(torch.from_numpy(pixels_SSC.copy()).permute(2, 0, 1)),
             region_masks_RGG=torch.from_numpy(masks_RGG),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlabel.config import LabelSettings
 from rlabel.prompts import instructions
-from rlabel.prompts.tasks import pair_turn
+from rlabel.prompts.tasks import from_vocabulary, pair_turn
 from rlabel.prompts.templates import numbered_choices
 
 _RELATIONS = {
@@ -25,8 +25,14 @@ def task_question(settings: LabelSettings) -> str:
     if settings.task == "describe":
         return instructions.DESCRIBE[0]
     if settings.task == "classify":
-        return (instructions.CLASSIFY_ALL if settings.mode == "one_turn" else instructions.CLASSIFY)[0]
+        return name_questions(settings)[0]
     return (instructions.REFER if settings.refer_by == "number" else instructions.CAPTION)[0]
+
+
+def name_questions(settings: LabelSettings) -> list[str]:
+    """Return the wordings in which names are asked for, as many as the settings say."""
+    texts = instructions.CLASSIFY_ALL if settings.mode == "one_turn" else instructions.CLASSIFY
+    return [from_vocabulary(text, settings.vocabulary_name) for text in texts[: settings.num_questions]]
 
 
 def example_question(settings: LabelSettings) -> str:

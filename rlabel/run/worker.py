@@ -9,6 +9,7 @@ from rlabel.config import LabelSettings
 from rlabel.labeling.askers import Asker, LikelihoodChooser, NumberChooser, PairAsker
 from rlabel.labeling.describer import Describer, RegionGPTDescriber
 from rlabel.labeling.engine import Engine, EngineOptions
+from rlabel.labeling.ensemble import EnsembleDescriber
 from rlabel.labeling.labeler import Labeler
 from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
 from rlabel.labeling.queries import QueryLabeler
@@ -16,7 +17,7 @@ from rlabel.memory import return_freed_memory
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import Shard, ShardResult
 from rlabel.run.directory import RunDirectory
-from rlabel.run.questions import example_question
+from rlabel.run.questions import example_question, name_questions
 from rlabel.run.records_io import check_complete
 from rlabel.storage import Store
 from rlabel.vocabulary.vocabulary import Vocabulary
@@ -108,6 +109,8 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
         describer = MultiTurnDescriber(engine)
     elif settings.mode == "one_turn":
         describer = OneTurnDescriber(engine, spec.question)
+    elif settings.num_questions > 1:
+        describer = EnsembleDescriber(engine, name_questions(settings))
     return Labeler(
         describer,
         snapper,

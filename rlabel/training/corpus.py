@@ -35,7 +35,7 @@ class Part:
     own, once each. num_regions: int32, of each image. name_index: int32, the place of each region's name in all_names, or
     -1. category_index: int32, equal for regions of one category, or -1; ascending by the text of the id.
     askable: the tasks for which there is something to ask. weight, per_category, tasks: what a mixture says of it; None:
-    what the stage says.
+    what the stage says. vocabulary: what questions call its names, if anything.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Part:
     weight: float = 1.0
     per_category: Cap | None = None
     tasks: Mapping[Task, float] | None = None
+    vocabulary: str | None = None
 
     def name_of(self, label: LabeledRegion) -> str | None:
         """Return what a region is called; None where only a caption or an expression is known of it."""

@@ -43,13 +43,17 @@ _PASTED = Region(key="pasted", region_id=None, annotation_id=None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One prepared image with the names of its regions, in the order of the inputs; what is known of them (spell) or asked about them (instruct)."""
+    """One prepared image with the names of its regions, in the order of the inputs; what is known of them (spell) or asked about them (instruct).
+
+    teaches_pooled: of align, the mask-pooled parts of zoomed regions learn from its batch.
+    """
 
     inputs: RegionInputs
     names: tuple[str | None, ...]
     seed: int
     facts: tuple[RegionFacts, ...] = ()
     conversations: tuple[tuple[Turn, ...], ...] = ()
+    teaches_pooled: bool = True
 
 
 class BatchDataset(Dataset[list[Sample]]):
@@ -93,10 +97,14 @@ class BatchDataset(Dataset[list[Sample]]):
         size = self.stage.images_per_batch
         start = (batch * self.world_size + self.rank) * size
         places = [i % len(order) for i in range(start, start + size)]
-        samples = [self.sample(int(order[i]), epoch, self.stage.augment, int(again[i])) for i in places]
+        draw = np.random.default_rng((self.seed, epoch, batch)).random()  # one for all ranks: they work alike
+        teaches_pooled = bool(draw < self.stage.pooled_share)
+        samples = [self.sample(int(order[i]), epoch, self.stage.augment, int(again[i]), teaches_pooled) for i in places]
         return [sample for sample in samples if sample is not None]
 
-    def sample(self, index: int, epoch: int, augment: Augment | None, again: int = 0) -> Sample | None:
+    def sample(
+        self, index: int, epoch: int, augment: Augment | None, again: int = 0, teaches_pooled: bool = True
+    ) -> Sample | None:
         """Return one prepared image, or None where none of its regions can be used. again: how often it came before in the epoch."""
         image, part = self.corpus.images[index], self.corpus.part_of(index)
         random = np.random.default_rng((self.seed, epoch, index, again) if again else (self.seed, epoch, index))
@@ -124,8 +132,11 @@ class BatchDataset(Dataset[list[Sample]]):
             generator = torch.Generator().manual_seed(seed)
             if inputs.zoom_crops_Z4SS is not None:
                 inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
-            inputs, mirrored = self._changed_picture(inputs, augment, generator)
-        sample = Sample(inputs=inputs, names=names, seed=seed)
+            zoomed = inputs.zoom_region_index_Z
+            is_seen_whole = teaches_pooled or zoomed is None or len(zoomed) < len(masks)
+            if is_seen_whole or self.stage.objective != "align":
+                inputs, mirrored = self._changed_picture(inputs, augment, generator)
+        sample = Sample(inputs=inputs, names=names, seed=seed, teaches_pooled=teaches_pooled)
         if self.stage.objective == "align":
             return sample
         facts = [_facts(mask, name, label, mirrored, seed) for mask, name, label in zip(masks, names, own, strict=True)]
@@ -138,7 +149,14 @@ class BatchDataset(Dataset[list[Sample]]):
             for one in image.relations
             if one.subject_key in place and one.object_key in place
         ]
-        turns = draw_turns(facts, relations, part.tasks or self.stage.tasks, random, plain_first=PLAIN_FIRST)
+        turns = draw_turns(
+            facts,
+            relations,
+            part.tasks or self.stage.tasks,
+            random,
+            plain_first=PLAIN_FIRST,
+            vocabulary=part.vocabulary,
+        )
         one_each = self.stage.conversation == "separate"
         conversations = tuple((turn,) for turn in turns) if one_each else (tuple(turns),) if turns else ()
         return replace(sample, conversations=conversations)

@@ -27,6 +27,7 @@ from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.regiongpt.quantization import Precision, load_model
 from rlabel.training.adapters import add_lora, merge_lora, quantize_base, set_gradient_checkpointing
+from rlabel.training.anchor import check_anchor, draw_back
 from rlabel.training.best import Best, changing
 from rlabel.training.checkpoint import (
     RunPlace,
@@ -39,8 +40,9 @@ from rlabel.training.checkpoint import (
 )
 from rlabel.training.corpus import TrainCorpus
 from rlabel.training.dataset import BatchDataset, NameDataset, Sample, keep_samples
-from rlabel.training.freezing import parameter_groups
+from rlabel.training.freezing import parameter_groups, plain_name
 from rlabel.training.mixture import Mixture, open_mixture
+from rlabel.training.names import remember_names
 from rlabel.training.objectives import TrainingStep, learning_rate_share
 from rlabel.training.parts import load_corpus
 from rlabel.training.progress import Meter, Progress
@@ -127,6 +129,7 @@ def train(job: TrainJob, surroundings: Surroundings) -> tuple[RegionGPTForCondit
     processor = load_processor(job.model)
     corpus = job.corpus()
     validation = job.validation()
+    remember_names(model, processor, corpus.all_names)  # before weights are loaded: a checkpoint's memory is as large
     checkpoint = surroundings.restore()
     place = read_place(checkpoint)
     if checkpoint and not place.step:  # the end of a stage: plain weights, before the next stage adds LoRA
@@ -169,6 +172,7 @@ class _StageRun:
         self.originals = quantize_base(model, stage)
         if not surroundings.sharded:
             model.to(surroundings.device)  # type: ignore[arg-type]
+        check_anchor(stage.anchor, [plain_name(name) for name, _ in model.named_parameters()], stage.name)
         parameter_groups(model, stage)  # before the model is wrapped: what is frozen has no gradient to share
         sampled = for_stage(corpus, stage, job.seed + begun.stage)
         self.num_steps = stage.num_steps(sampled.epoch_size, surroundings.world_size)
@@ -267,9 +271,12 @@ class _StageRun:
         if self.surroundings.sharded:
             state = whole_state(model.state_dict())
             model = _load(self.job)
+            remember_names(model, self.step.processor, list(self.step.name_index))
             self._add_lora(model)
             load_state(model, state, f"stage {self.stage.name}")
         merge_lora(model, self.originals)
+        if self.stage.anchor:
+            draw_back(model, _load(self.job), self.stage.anchor)
         progress = meter.progress(self.stage.name, done, self.num_steps, accuracy)
         progress = replace(progress, kept_step=kept, best_accuracy=self.best.place.best_accuracy)
         self._report(progress, checkpoint_writer(model.state_dict, None, None, RunPlace(stage=self.begun.stage + 1)))

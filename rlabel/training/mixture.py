@@ -52,6 +52,12 @@ class LabeledSet(BaseModel):
     tasks: dict[Task, Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None, min_length=1, description="how often each task is asked; left out: what the stage says"
     )
+    vocabulary: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="what its names are called in every other question for a name, as `rlabel label --vocabulary-name` does; left out: never",
+    )
 
     def images_url(self, folder: str) -> str:
         return _from(folder, self.images)
@@ -107,7 +113,8 @@ def open_mixture(mixture: Mixture, limit: int | None = None) -> TrainCorpus:
             check_pictures(part)
         except RlabelError as error:
             raise type(error)(f"{mixture.where}, dataset {one.name}: {error}") from error
-        parts.append(replace(part, weight=one.weight, per_category=one.per_category, tasks=one.tasks))
+        part = replace(part, weight=one.weight, per_category=one.per_category)
+        parts.append(replace(part, tasks=one.tasks, vocabulary=one.vocabulary))
     return union(parts)
 
 

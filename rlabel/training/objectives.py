@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from rlabel.errors import InputError
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.prompts.tasks import RegionFacts, draw_turns
@@ -23,7 +22,9 @@ from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.places import place_of_masks
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.training.dataset import PLAIN_FIRST, Sample, fade_keeps
-from rlabel.training.packing import IGNORED, Row, Script, attention_bias, pack, script, stack
+from rlabel.training.deciding import NamePaths, ShownRow
+from rlabel.training.names import learn_name_map, name_embeddings
+from rlabel.training.packing import IGNORED, Script, attention_bias, pack, script, stack
 from rlabel.training.recipe import Stage
 from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up, make_up_boxes, place_facts
 
@@ -31,9 +32,8 @@ from rlabel.training.spelling import Bank, EncodedPicture, disturb, make_up, mak
 _ROW_NAMES = 16
 # How far made-up tokens lie from names at the beginning of `spell`, as a share of the farthest, and when the farthest are reached.
 _EASIEST, _HARD_AFTER = 0.25, 0.5
-# Of align: the share of a name's probability that is given to all names, the weight of the tokens' length, and what keeps directions that hardly any
-# name takes from being blown up by the name map.
-_SMOOTHING, _LENGTH_WEIGHT, _MAP_RIDGE = 0.1, 0.05, 0.02
+# Of align: the share of a name's probability that is given to all names, and the weight of the tokens' length.
+_SMOOTHING, _LENGTH_WEIGHT = 0.1, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,11 @@ class TrainingStep(nn.Module):
         self.stage = stage
         self.name_index = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.answer_ids = {name: processor.answer_ids(name) for name in self.name_index}
+        self.paths = NamePaths(self.answer_ids)
         self.scripts: dict[tuple[str, str], Script] = {}
         self.bank = Bank()
         if stage.decorrelate:
-            self._learn_name_map()
+            learn_name_map(model, self.answer_ids, stage.name)
         # Share of the stage's steps that are done; the loop keeps it.
         self.progress = 0.0
 
@@ -85,11 +86,13 @@ class TrainingStep(nn.Module):
             named = [i for i, name in enumerate(names) if name is not None]
             target_R = torch.tensor([self.name_index[name] for name in names if name is not None], device=device)
             if self.stage.objective == "align":
-                return self._align_parts(batch, named, target_R) if named else self._nothing()
-            image_tokens_BTD, regions_RKD = self._encode(batch)
+                teaches_pooled = any(sample.teaches_pooled for sample in samples)
+                return self._align_parts(batch, named, target_R, teaches_pooled) if named else self._nothing()
+            image_tokens_BTD, shown_RKD = self._encode(batch)
+            regions_RKD = self.model.finish_regions(shown_RKD, place_of_masks(batch.region_masks_RGG))
             result = self._instruct(samples, image_tokens_BTD, regions_RKD)
             if self.stage.align_weight and named:
-                aligned = self._align(regions_RKD[named], target_R)
+                aligned = self._align(shown_RKD[named], target_R)
                 return StepResult(
                     loss=result.loss + self.stage.align_weight * aligned.loss,
                     num_right=result.num_right,
@@ -113,7 +116,7 @@ class TrainingStep(nn.Module):
         return to_device_batch(inputs, self.processor, device, fade_keeps(samples, keep).to(device))
 
     def _encode(self, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
-        """Return (image_tokens_BTD, region_tokens_RKD); how far gradients and batch statistics reach into the tower is the stage's choice."""
+        """Return (image_tokens_BTD, shown_RKD); how far gradients and batch statistics reach into the tower is the stage's choice."""
         tower = self.model.vision_tower
         trains_tower = any(parameter.requires_grad for parameter in tower.parameters())
         tower.eval()  # statistics of whole pictures are not those of crops: only crops may change them
@@ -121,7 +124,7 @@ class TrainingStep(nn.Module):
             coarse_BCHW = self.model.coarse_maps(batch.pixels_B3SS)
         maps_BCGG, image_tokens_BTD = self.model.refine_maps(coarse_BCHW)
         self._set_tower_mode()
-        regions_RKD = self.model.encode_regions(
+        shown_RKD = self.model.show_regions(
             maps_BCGG,
             batch.region_masks_RGG,
             batch.region_image_index_R,
@@ -129,7 +132,7 @@ class TrainingStep(nn.Module):
             batch.zoom_masks_ZSS,
             batch.zoom_region_index_Z,
         )
-        return image_tokens_BTD, regions_RKD
+        return image_tokens_BTD, shown_RKD
 
     def _set_tower_mode(self) -> None:
         """Let crops change batch statistics, where the stage trains them."""
@@ -137,40 +140,11 @@ class TrainingStep(nn.Module):
         trains_tower = any(parameter.requires_grad for parameter in tower.parameters())
         tower.train(self.training and trains_tower and self.stage.batch_norm == "trained")
 
-    def _mean_embeddings(self) -> Tensor:
-        """Return means_ND: the mean input embedding of each name's tokens, without gradient."""
-        table = self.model.get_input_embeddings()
-        device = next(table.parameters()).device
-        with torch.no_grad():
-            rows = [table(torch.tensor(ids[:-1], device=device)).mean(0) for ids in self.answer_ids.values()]
-        return torch.stack(rows).float()
-
     def name_embeddings(self) -> Tensor:
-        """Return names_ND: what region tokens are drawn to, without gradient: the mean input embeddings, turned by the model's name map if it has one."""
-        means_ND = self._mean_embeddings()
-        if not self.model.config.name_map:
-            return means_ND
-        turned_ND = F.normalize(means_ND, dim=-1) @ self.model.get_buffer("name_map").float()
-        return F.normalize(turned_ND, dim=-1) * means_ND.norm(dim=-1, keepdim=True)
+        """Return names_ND: what region tokens are drawn to, without gradient."""
+        return name_embeddings(self.model, self.answer_ids)
 
-    @torch.no_grad()
-    def _learn_name_map(self) -> None:
-        """Make the model's name map the one that turns these names away from each other, and each as little as that allows (Lowdin's orthogonalisation).
-
-        Names that share tokens lie close together, and even unrelated ones do where there are about as many as dimensions.
-        """
-        if not self.model.config.name_map:
-            raise InputError(
-                f"recipe, stage {self.stage.name}, decorrelate: expected a model that keeps a name map, got one without. "
-                "Assemble it with --name-map, or leave decorrelate out."
-            )
-        unit_ND = F.normalize(self._mean_embeddings(), dim=-1).double()
-        values_D, vectors_DD = torch.linalg.eigh(unit_ND.T @ unit_ND)
-        scale = values_D.mean()
-        stretch_D = (values_D.clamp_min(0) / scale + _MAP_RIDGE).rsqrt()
-        self.model.get_buffer("name_map").copy_(((vectors_DD * stretch_D) @ vectors_DD.T).float())
-
-    def _align_parts(self, batch: DeviceBatch, named: list[int], target_R: Tensor) -> StepResult:
+    def _align_parts(self, batch: DeviceBatch, named: list[int], target_R: Tensor, teaches_pooled: bool) -> StepResult:
         """Align the regions of a batch. While training, a zoomed region's crop and its mask-pooled part are each taught to name it alone.
 
         Taught together, the pooled part would learn the training pictures by heart and spare the crop the work.
@@ -179,8 +153,6 @@ class TrainingStep(nn.Module):
         if not self.training or crops is None or not len(crops):
             return self._align(self._encode(batch)[1][named], target_R)
         assert batch.zoom_pixels_Z3SS is not None and batch.zoom_masks_ZSS is not None
-        # Drawn on the CPU: a GPU's generator would wait for the step.
-        teaches_pooled = float(torch.rand(())) < self.stage.pooled_share
         target_by_region = dict(zip(named, target_R.tolist(), strict=True))
         zoomed = [i for i, region in enumerate(crops.tolist()) if region in target_by_region]
         alone = sorted(set(target_by_region) - set(crops.tolist()))
@@ -195,9 +167,7 @@ class TrainingStep(nn.Module):
             parts.append((tokens_ZKD[zoomed], [target_by_region[int(crops[i])] for i in zoomed]))
         if alone:
             assert pooled_RKD is not None
-            parts.append(
-                (pooled_RKD[alone, : self.model.config.tokens_per_region], [target_by_region[i] for i in alone])
-            )
+            parts.append((pooled_RKD[alone], [target_by_region[i] for i in alone]))
         shown_RKD = torch.cat([tokens for tokens, _ in parts])
         result = self._align(shown_RKD, target_R.new_tensor([target for _, targets in parts for target in targets]))
         if not teaches_pooled or pooled_RKD is None or not zoomed:
@@ -206,10 +176,10 @@ class TrainingStep(nn.Module):
         pooled = self._align(pooled_RKD[both], target_R.new_tensor([target_by_region[i] for i in both]))
         return replace(result, loss=result.loss + pooled.loss)
 
-    def _align(self, regions_RKD: Tensor, target_R: Tensor) -> StepResult:
-        """Contrastive over the corpus's names; the length is held near that of the names' embeddings. What a region shows takes part, not its place."""
+    def _align(self, shown_RKD: Tensor, target_R: Tensor) -> StepResult:
+        """Contrastive over the corpus's names; the length is held near that of the names' embeddings."""
         names_ND = self.name_embeddings()
-        regions_RD = regions_RKD[:, : self.model.config.tokens_per_region].float().mean(1)
+        regions_RD = shown_RKD.float().mean(1)
         logits_RN = F.normalize(regions_RD, dim=-1) @ F.normalize(names_ND, dim=-1).T / self.stage.temperature
         lengths_R = regions_RD.norm(dim=-1) / names_ND[target_R].norm(dim=-1)
         loss = F.cross_entropy(logits_RN, target_R, label_smoothing=_SMOOTHING)
@@ -245,19 +215,26 @@ class TrainingStep(nn.Module):
                 boxes_R5 = torch.cat([picture.boxes_R5, boxes_R5])
                 noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
             shown_RKD = tokens_RD[:, None].expand(-1, self.model.config.tokens_per_region, -1)
-            scripts = self._draw_scripts(facts)
+            turns = self._draw_turns(facts)
+            cosines_RN = F.normalize(tokens_RD, dim=-1) @ F.normalize(names_ND, dim=-1).T
             rows.append(
-                (pack(scripts, self.processor.region_token_id), noise_1TD, self.model.with_places(shown_RKD, boxes_R5))
+                ShownRow(
+                    row=pack([self._one_turn(turn) for turn in turns], self.processor.region_token_id),
+                    image_1TD=noise_1TD,
+                    regions_RKD=self.model.finish_regions(shown_RKD, boxes_R5),
+                    decided_S=tuple(self.paths.decided(turn, facts) for turn in turns),
+                    likely_RN=(cosines_RN.float() / self.stage.temperature).softmax(-1),
+                )
             )
         return self._answer_loss(rows)
 
-    def _draw_scripts(self, facts: Sequence[RegionFacts]) -> list[Script]:
-        """Return conversations of one turn about regions, drawn as the stage's tasks say; where none is drawn, the name of the first is asked."""
+    def _draw_turns(self, facts: Sequence[RegionFacts]) -> list[Turn]:
+        """Return questions about regions, drawn as the stage's tasks say; where none is drawn, the name of the first is asked."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
         turns = draw_turns(facts, (), self.stage.tasks, random, plain_first=PLAIN_FIRST)
         if not turns:
             turns = [Turn(question=CLASSIFY[0], mentions=(0,), answer=facts[0].name)]
-        return [self._one_turn(turn) for turn in turns]
+        return turns
 
     def _hardness(self) -> float:
         """Tokens near their names first: a fresh language model that starts with far ones does not find out that they matter at all."""
@@ -282,10 +259,10 @@ class TrainingStep(nn.Module):
                 if not samples:
                     continue
                 device = next(self.model.parameters()).device
-                image_tokens_BTD, regions_RKD = self._encode(
+                image_tokens_BTD, shown_RKD = self._encode(
                     to_device_batch([sample.inputs for sample in samples], self.processor, device)
                 )
-                shown_RD = regions_RKD[:, : self.model.config.tokens_per_region].float().mean(1)
+                shown_RD = shown_RKD.float().mean(1)
                 start = 0
                 for sample, image_TD in zip(samples, image_tokens_BTD.float(), strict=True):
                     named = [i for i, name in enumerate(sample.names) if name is not None][:most]
@@ -311,27 +288,36 @@ class TrainingStep(nn.Module):
             stop = start + len(sample.names)
             if sample.conversations:
                 scripts = [script(self.processor, turns) for turns in sample.conversations]
-                rows.append((pack(scripts, self.processor.region_token_id), image_TD[None], regions_RKD[start:stop]))
+                rows.append(
+                    ShownRow(
+                        row=pack(scripts, self.processor.region_token_id),
+                        image_1TD=image_TD[None],
+                        regions_RKD=regions_RKD[start:stop],
+                    )
+                )
             start = stop
         return self._answer_loss(rows) if rows else self._nothing()
 
-    def _answer_loss(self, rows: list[tuple[Row, Tensor, Tensor]]) -> StepResult:
-        """Next-token loss on the answers of packed rows, each with its image_1TD and regions_RKD."""
+    def _answer_loss(self, rows: Sequence[ShownRow]) -> StepResult:
+        """Next-token loss on the answers of packed rows; where a row knows how likely names are, on those probabilities."""
         embedded = []
-        for row, image_1TD, regions_RKD in rows:
-            ids_1T = torch.tensor([row.ids], device=regions_RKD.device)
-            embedded.append(self.model.embed_prompt(ids_1T, image_1TD, regions_RKD[list(row.mentions)])[0])
+        for shown in rows:
+            ids_1T = torch.tensor([shown.row.ids], device=shown.regions_RKD.device)
+            regions_MKD = shown.regions_RKD[list(shown.row.mentions)]
+            embedded.append(self.model.embed_prompt(ids_1T, shown.image_1TD, regions_MKD)[0])
         embeddings_BTD = stack(embedded)
-        packed = [row for row, _, _ in rows]
+        packed = [shown.row for shown in rows]
         bias_B1TT, labels_BT, positions_BT = attention_bias(packed, embeddings_BTD.dtype, embeddings_BTD.device)
         taken_BT = labels_BT != IGNORED
-        logits_NV = self._logits_at(taken_BT, embeddings_BTD, bias_B1TT, positions_BT)
+        logits_NV = self._logits_at(taken_BT, embeddings_BTD, bias_B1TT, positions_BT).float()
         labels_N = labels_BT[taken_BT]
-        loss = F.cross_entropy(logits_NV.float(), labels_N)
-        places = taken_BT.nonzero()[logits_NV.argmax(-1) != labels_N]
-        wrong = {(b, packed[b].owners[t]) for b, t in places.tolist()}
+        places = taken_BT.nonzero().tolist()
+        loss_N = F.cross_entropy(logits_NV, labels_N, reduction="none")
+        loss_N = self.paths.put_in(loss_N, logits_NV, rows, places)
+        owners = [(b, packed[b].owners[t]) for b, t in places]
+        wrong = {owners[i] for i in (logits_NV.argmax(-1) != labels_N).nonzero()[:, 0].tolist()}
         num_conversations = sum(row.owners[-1] + 1 for row in packed)
-        return StepResult(loss=loss, num_right=num_conversations - len(wrong), num_regions=num_conversations)
+        return StepResult(loss=loss_N.mean(), num_right=num_conversations - len(wrong), num_regions=num_conversations)
 
     def _logits_at(self, taken_BT: Tensor, embeddings_BTD: Tensor, bias_B1TT: Tensor, positions_BT: Tensor) -> Tensor:
         """Return logits_NV of the N taken places in row order. The head sees these only: over all places its work would exceed a small model's."""

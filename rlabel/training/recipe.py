@@ -118,6 +118,11 @@ class Stage(_Strict):
     frozen: list[str] = Field(
         [], description="patterns (* and ?) of parameters that stay frozen though learning_rates names them"
     )
+    anchor: dict[str, Share] = Field(
+        {},
+        description="parts (prefixes of parameter names) that the stage leaves drawn back to the weights that training began with, and by which share "
+        "of the way; validation sees them before that",
+    )
     decorrelate: bool = Field(
         False,
         description="align: draw region tokens to name embeddings that are first turned away from each other; the model keeps the map (its name_map)",
