@@ -1,6 +1,7 @@
 """Labels a corpus in several ways, each in a process of its own, and prints accuracy, speed and memory beside each other.
 
     python benchmarks/label_runs.py quantization --images DIR --regions FILE --vocabulary FILE --truth FILE --provenance FILE [--model DIR]
+    python benchmarks/label_runs.py looks --images DIR --regions FILE --vocabulary FILE --truth FILE --provenance FILE [--model DIR]
     python benchmarks/label_runs.py memory --images DIR --regions FILE --vocabulary FILE [--times 10]
 
 Memory is the peak resident set of the labeling process (getrusage), with its model; `memory` labels the corpus once and repeated.
@@ -14,9 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+
+import rlabel
+from rlabel.evaluation.evaluate import evaluate_run
 
 
 @click.group()
@@ -24,47 +30,105 @@ def main() -> None:
     """Runs of the labeling job, compared."""
 
 
+def _compared(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of runs that are judged by the truth."""
+    for option in (
+        click.option("--threads", default=2),
+        click.option("--model", default="embedded"),
+        click.option("--provenance"),
+        click.option("--truth", required=True),
+        click.option("--vocabulary", required=True),
+        click.option("--regions", required=True),
+        click.option("--images", required=True),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--images", required=True)
-@click.option("--regions", required=True)
-@click.option("--vocabulary", required=True)
-@click.option("--truth", required=True)
-@click.option("--provenance")
-@click.option("--model", default="embedded")
-@click.option("--threads", default=2)
-def quantization(
-    images: str, regions: str, vocabulary: str, truth: str, provenance: str | None, model: str, threads: int
-) -> None:
+@_compared
+def quantization(**given: Any) -> None:
     """none, int8, nf4 and bfloat16 on the same corpus."""
-    ways = {
-        "none, float32": [],
-        "none, bfloat16": ["--dtype", "bfloat16"],
-        "int8, float32": ["--quantization", "int8"],
-        "nf4, float32": ["--quantization", "nf4"],
-        "nf4, bfloat16": ["--quantization", "nf4", "--dtype", "bfloat16"],
-    }
+    model = given["model"]
+    _compare(
+        {
+            "none, float32": (model, []),
+            "none, bfloat16": (model, ["--dtype", "bfloat16"]),
+            "int8, float32": (model, ["--quantization", "int8"]),
+            "nf4, float32": (model, ["--quantization", "nf4"]),
+            "nf4, bfloat16": (model, ["--quantization", "nf4", "--dtype", "bfloat16"]),
+        },
+        **given,
+    )
+
+
+@main.command()
+@_compared
+def looks(**given: Any) -> None:
+    """Views, wordings, conversations, and what is zoomed how: each against the plain look."""
+    model = given["model"]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def zoomed(name: str, **changed: Any) -> tuple[str, list[str]]:
+            return str(_changed_processor(model, Path(folder) / name, changed)), []
+
+        _compare(
+            {
+                "plain": (model, []),
+                "views flip": (model, ["--views", "flip"]),
+                "views box": (model, ["--views", "box"]),
+                "views both": (model, ["--views", "both"]),
+                "5 wordings": (model, ["--num-questions", "5"]),
+                "mode multi_turn": (model, ["--mode", "multi_turn"]),
+                "mode one_turn": (model, ["--mode", "one_turn"]),
+                "context 0": zoomed("context0", zoom_context=0.0),
+                "context 0.3": zoomed("context3", zoom_context=0.3),
+                "0.1 and 0.4": zoomed("scales", zoom_more_contexts=[0.4]),
+                "outside hidden": zoomed("keep0", zoom_keep=0.0),
+                "outside half": zoomed("keep5", zoom_keep=0.5),
+                "crops 128 px": zoomed("size128", zoom_size_px=128),
+                "crops 192 px": zoomed("size192", zoom_size_px=192),
+                "zoom < 64 px": zoomed("below64", zoom="small", zoom_below_px=64.0),
+                "zoom < 32 px": zoomed("below32", zoom="small", zoom_below_px=32.0),
+            },
+            **given,
+        )
+
+
+def _changed_processor(model: str, folder: Path, changed: dict[str, Any]) -> Path:
+    """Return a model folder that differs in its image processor; the weights are links."""
+    source = Path(rlabel.__file__).parent / "embedded" if model == "embedded" else Path(model)
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.name != "processor_config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    config = json.loads((source / "processor_config.json").read_text())
+    config["image_processor"].update(changed)
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _compare(
+    ways: dict[str, tuple[str, list[str]]],
+    *,
+    images: str,
+    regions: str,
+    vocabulary: str,
+    truth: str,
+    provenance: str | None,
+    model: str,
+    threads: int,
+) -> None:
+    """Print a row for each way: (model folder, flags). Texts are compared with those of the first."""
     base_texts: dict[str, str] = {}
     print(
         f"{'':18}{'top-1':>8}{'unseen':>8}{'coverage':>10}{'same text':>11}{'regions/s':>11}{'peak MB':>9}{'model MB':>10}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, flags) in enumerate(ways.items()):
+        for number, (name, (own_model, flags)) in enumerate(ways.items()):
             out = str(Path(folder) / f"run{number}")
-            arguments = [
-                "--images",
-                images,
-                "--regions",
-                regions,
-                "--vocabulary",
-                vocabulary,
-                "--model",
-                model,
-                "--out",
-                out,
-            ]
-            measured = _child([*arguments, "--cpus-per-actor", str(threads), *flags])
-            from rlabel.evaluation.evaluate import evaluate_run
-
+            arguments = ["--images", images, "--regions", regions, "--vocabulary", vocabulary, "--out", out]
+            measured = _child([*arguments, "--model", own_model, "--cpus-per-actor", str(threads), *flags])
             evaluation = evaluate_run(out, truth, provenance)
             texts = _texts(out)
             base_texts = base_texts or texts

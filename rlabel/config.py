@@ -240,6 +240,7 @@ class TrainSettings(_Settings):
     out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id to start from")
     recipe: str = Field("fine-tune", description="name of a shipped recipe, or a YAML file")
+    stages: str | None = Field(None, description="only these stages of the recipe, by their names, separated by commas")
     seed: int = Field(0, ge=0, lt=2**31)
     limit: int | None = Field(None, ge=1, description="only the first N images")
     epochs: float | None = Field(None, gt=0, description="instead of the recipe's, for every stage")

@@ -203,3 +203,13 @@ def test_steps_of_a_stage_are_whole_batches_of_all_workers(
 ) -> None:
     made = stage(images_per_batch=batch, epochs=epochs, accumulate=accumulate)
     assert made.num_steps(num_images, workers) == steps
+
+
+def test_some_stages_of_a_recipe_stay_in_its_order() -> None:
+    mini = load_recipe("mini")
+    assert [stage.name for stage in mini.of_stages("spell, align").stages] == ["align", "spell"]
+    assert mini.of_stages("spell").stages == mini.stages[1:]
+    with pytest.raises(
+        InputError, match="--stages align,talk: recipe mini has no stage 'talk'. Its stages: align, spell"
+    ):
+        mini.of_stages("align,talk")

@@ -18,6 +18,7 @@ _COMMANDS = {
     "ask": "Ask about regions of one picture.",
     "ablate": "Train small models and print RegionGPT's tables with ours beside them.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
+    "average": "Write the mean of several labelers trained from one start.",
     "import-spatialrgpt": "Convert a SpatialRGPT checkpoint into a model folder.",
 }
 

@@ -48,6 +48,8 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     _check_sources(settings)
     mixture = load_mixture(settings.mixture) if settings.mixture else None
     recipe = load_recipe(settings.recipe)
+    if settings.stages is not None:
+        recipe = recipe.of_stages(settings.stages)
     if settings.epochs is not None:
         recipe = recipe.model_copy(
             update={"stages": [stage.model_copy(update={"epochs": settings.epochs}) for stage in recipe.stages]}

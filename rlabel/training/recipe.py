@@ -239,6 +239,19 @@ class Recipe(_Strict):
     name: str
     stages: list[Stage] = Field(min_length=1)
 
+    def of_stages(self, names: str) -> Recipe:
+        """Return the recipe with some of its stages alone, in its own order. names: separated by commas.
+
+        Raises InputError for a name that no stage has.
+        """
+        wanted = [name.strip() for name in names.split(",")]
+        known = [stage.name for stage in self.stages]
+        if unknown := [name for name in wanted if name not in known]:
+            raise InputError(
+                f"--stages {names}: recipe {self.name} has no stage {unknown[0]!r}. Its stages: {', '.join(known)}."
+            )
+        return self.model_copy(update={"stages": [stage for stage in self.stages if stage.name in wanted]})
+
 
 def load_recipe(name_or_file: str) -> Recipe:
     """Return a shipped recipe by name, or one from a YAML file.
