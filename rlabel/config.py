@@ -17,6 +17,7 @@ Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
 Parallel = Literal["ddp", "fsdp"]
+Decoding = Literal["free", "constrained"]
 LabelTask = Literal["classify", "caption", "describe", "relate", "refer"]
 LabelMode = Literal["separate", "one_turn", "multi_turn"]
 RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
@@ -91,6 +92,10 @@ class LabelSettings(_Settings):
         ge=1,
         le=16,
         description="of classify: wordings of the question that are asked; the answer is the one that all of them together find likeliest",
+    )
+    decoding: Decoding = Field(
+        "free",
+        description="of classify: free text, or only the vocabulary's names and synonyms, token by token the likeliest",
     )
     vocabulary_name: str | None = Field(
         None,
@@ -200,6 +205,10 @@ class LabelSettings(_Settings):
             raise UsageError(
                 f"--views {self.views}: conversations about many regions take the plain look only. Leave it out, or ask one region at a time."
             )
+        if self.decoding == "constrained" and self.mode != "separate":
+            raise UsageError(
+                f"--decoding constrained: conversations about many regions are in free text, got --mode {self.mode}. Leave one of the two out."
+            )
         if self.num_questions > 1 and (self.mode != "separate" or self.question is not None):
             raise UsageError(
                 f"--num-questions {self.num_questions}: the wordings are rlabel's own, in a conversation a region. "
@@ -221,7 +230,7 @@ class LabelSettings(_Settings):
 
 # Settings that only one task knows.
 _OF_ONE_TASK = {
-    "mode": "classify", "num_questions": "classify", "vocabulary_name": "classify", "results_files": "classify",
+    "mode": "classify", "num_questions": "classify", "vocabulary_name": "classify", "decoding": "classify", "results_files": "classify",
     "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
     "expressions": "refer", "refer_by": "refer",
 }  # fmt: skip

@@ -74,6 +74,19 @@ def test_settings_that_do_not_go_together_are_refused(changed: dict[str, str | N
         LabelSettings.model_validate(given).check()
 
 
+def test_conversations_are_not_kept_inside_the_vocabulary() -> None:
+    given = {
+        "images": "i",
+        "regions": "r",
+        "vocabulary": "v",
+        "out": "o",
+        "decoding": "constrained",
+        "mode": "one_turn",
+    }
+    with pytest.raises(UsageError, match="--decoding constrained"):
+        LabelSettings.model_validate(given).check()
+
+
 def test_the_wordings_name_the_vocabulary_where_the_settings_do() -> None:
     given = {
         "images": "i",

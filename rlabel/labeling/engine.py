@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rlabel.errors import InputError
+from rlabel.labeling.trie import ROOT, Trie
 from rlabel.labeling.views import VIEWS_OF, Views, averaged, seen_as
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
@@ -30,6 +31,7 @@ class EngineOptions:
     """question: asked of every region. max_new_tokens: end token included. share_prefix: False computes the prefix anew for each region (to compare).
 
     max_texts: texts whose probability is computed at once. views: other looks at each region, whose tokens are averaged with the plain one's.
+    names: answers are one of these, token by token the likeliest that goes on to one; none: free text. Probabilities are the model's own either way.
     """
 
     question: str = CLASSIFY[0]
@@ -37,6 +39,7 @@ class EngineOptions:
     share_prefix: bool = True
     max_texts: int = 256
     views: Views = "plain"
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,9 @@ class Engine:
         self.processor = processor
         self.options = options
         self.prompt: PromptTokens = processor.prompt(options.question)
+        self.trie = None
+        if options.names:
+            self.trie = Trie([processor.answer_ids(name) for name in dict.fromkeys(options.names)], self.device)
         # Kept: the processor reads its whole vocabulary to find them.
         self._stops = frozenset(processor.stop_ids)
         self._stop_ids = torch.tensor(sorted(self._stops), device=self.device)
@@ -303,15 +309,21 @@ class Engine:
         logprobs: list[Tensor] = []
         done_R = torch.zeros(num_questions, dtype=torch.bool, device=self.device)
         embed = self.model.get_input_embeddings()
-        for _ in range(self.options.max_new_tokens):
+        trie = self.trie
+        node_R = torch.full((num_questions,), ROOT, device=self.device)
+        for _ in range(self.options.max_new_tokens if trie is None else trie.longest):
             logits_RV = self._forward(step_RSD, cache, position)
             position += step_RSD.shape[1]
             # Picked from the raw logits, as generate does: a log-softmax may round two of them together.
-            token_R = logits_RV.argmax(-1)
+            if trie is None:
+                token_R = logits_RV.argmax(-1)
+            else:
+                token_R, node_R = trie.pick(logits_RV, node_R)
+                token_R = token_R.clamp_min(0)  # of rows that are done, which say nothing any more
             logprob_R = logits_RV.float().log_softmax(-1).gather(1, token_R[:, None])[:, 0]
             tokens.append(token_R.masked_fill(done_R, -1))
             logprobs.append(logprob_R)
-            done_R = done_R | torch.isin(token_R, self._stop_ids)
+            done_R = done_R | (torch.isin(token_R, self._stop_ids) if trie is None else trie.ended(node_R))
             if bool(done_R.all()):
                 break
             step_RSD = embed(token_R[:, None])

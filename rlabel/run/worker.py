@@ -66,7 +66,10 @@ class LabelWorker:
             model,
             load_processor(spec.model),
             EngineOptions(
-                question=example_question(settings), max_new_tokens=settings.answer_tokens, views=settings.views
+                question=example_question(settings),
+                max_new_tokens=settings.answer_tokens,
+                views=settings.views,
+                names=_names_to_choose_from(spec),
             ),
         )
         self.labeler = _labeler(spec, engine)
@@ -87,6 +90,13 @@ class LabelWorker:
         """Label a shard and commit it; return its number of regions."""
         self.run.commit(self.label_only(shard))
         return shard.num_regions
+
+
+def _names_to_choose_from(spec: WorkerSpec) -> tuple[str, ...]:
+    """Return the names and synonyms that answers are kept to; none for free text."""
+    if spec.settings.decoding == "free" or spec.vocabulary is None:
+        return ()
+    return tuple(text for category in spec.vocabulary.categories for text in (category.name, *category.synonyms))
 
 
 def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
