@@ -235,6 +235,24 @@ def test_every_mode_ends_with_one_outcome_a_region(setup: Setup, tmp_path: Path,
     assert document["info"]["rlabel"]["settings"]["mode"] == mode
 
 
+@pytest.mark.parametrize("more", [{"decoding": "constrained"}, {"decoding": "constrained", "num_questions": 3}])
+def test_answers_kept_inside_the_vocabulary_are_all_labels_by_name(
+    setup: Setup, tmp_path: Path, more: dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    names = ["cat", "fire hydrant", "dining table"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    result = rlabel_here("label", setup.arguments(out, no_ray=True, vocabulary=tmp_path / "names.txt", **more))
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert (said["labels"], said["abstentions"], said["failures"]) == (2 * NUM_IMAGES, 0, 0)
+    for row in json.loads((out / "labels.json").read_text())["annotations"]:
+        assert row["attributes"]["text"] in names and row["attributes"]["decided_by"] == "exact"
+        assert 0 <= row["score"] <= 1
+    other = rlabel_here("label", setup.arguments(out, no_ray=True, vocabulary=tmp_path / "names.txt"))
+    assert other.returncode == 2 and "settings.decoding" in other.stderr
+
+
 # ---- wrong calls
 
 
