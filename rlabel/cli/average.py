@@ -25,15 +25,11 @@ def average(models: tuple[str, ...], out: str, save_dtype: str) -> None:
       rlabel train --model fresh/ --recipe mini --stages align --seed 1 ... --out b/
       rlabel average a/ b/ --out ab/
     """
-    import torch
-
-    from rlabel.regiongpt.assembly import load_processor, save
-    from rlabel.regiongpt.averaging import averaged
+    from rlabel.regiongpt.averaging import write_average
 
     if len(models) < 2:
         raise UsageError(f"rlabel average: expected two model folders or more, got {len(models)}.")
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, got one with files. Give another name.")
-    model = averaged(models)
-    save(model.to(getattr(torch, save_dtype)), load_processor(models[0]), out)
+    write_average(models, out, save_dtype)
     print(f"rlabel: wrote {out}, the mean of {len(models)} models", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from rlabel.errors import InputError
-from rlabel.regiongpt.assembly import load_processor
+from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.quantization import Precision, load_model
 
@@ -44,3 +44,8 @@ def averaged(folders: Sequence[str]) -> RegionGPTForConditionalGeneration:
             if value.is_floating_point():
                 value.lerp_(own, 1 / number)
     return model
+
+
+def write_average(folders: Sequence[str], out: str, dtype: str) -> None:
+    """Write the folder of the model that `averaged` returns, with the processor of the first."""
+    save(averaged(folders).to(getattr(torch, dtype)), load_processor(folders[0]), out)
