@@ -10,10 +10,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from train_factories import Files
 
 # Read by libraries when they are imported, and inherited by every process that a test starts.
 os.environ.update(
@@ -65,3 +70,19 @@ def local_ray() -> Iterator[ModuleType]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny fresh model, for tests of training; others have their own."""
+    from train_factories import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Four labeled pictures, for tests of training."""
+    from train_factories import labeled_corpus
+
+    return labeled_corpus(tmp_path_factory.mktemp("corpus"), num_images=4)

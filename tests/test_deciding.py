@@ -44,7 +44,7 @@ def test_next_tokens_are_as_likely_as_the_names_that_go_on_with_them(
     assert wanted(depth, path) == expected
 
 
-def test_a_name_without_probability_can_still_be_said() -> None:
+def test_where_no_name_that_goes_on_has_probability_the_loss_is_finite() -> None:
     loss_P = PATHS.loss(
         torch.zeros(1, 10).log_softmax(-1), torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([2]), torch.tensor([1])
     )

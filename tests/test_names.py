@@ -13,10 +13,11 @@ from rlabel.errors import InputError
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.regiongpt.assembly import load_processor, save
 from rlabel.regiongpt.quantization import Precision, load_model
-from rlabel.training.anchor import check_anchor, draw_back
+from rlabel.training.anchor import draw_back
 from rlabel.training.names import learn_name_map, name_embeddings, remember_names
 from train_factories import (
     COLOURS,
+    rates,
     samples_of,
     stage,
     tiny,
@@ -136,6 +137,7 @@ def test_weights_are_drawn_back_by_the_longest_prefix() -> None:
 
 
 def test_an_anchor_that_the_model_does_not_have_is_refused() -> None:
-    check_anchor({"vision_tower": 0.2}, ["vision_tower.stem.weight"], "align")
+    names = ["vision_tower.stem.weight", "connector.weight"]
+    stage(learning_rates=rates("connector"), anchor={"vision_tower": 0.2}).check_names(names)
     with pytest.raises(InputError, match="stage align, anchor: .* got 'tower'"):
-        check_anchor({"tower": 0.2}, ["vision_tower.stem.weight"], "align")
+        stage(learning_rates=rates("connector"), anchor={"tower": 0.2}).check_names(names)

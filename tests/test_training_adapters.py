@@ -20,13 +20,11 @@ from train_factories import (
     Files,
     Killed,
     Place,
-    labeled_corpus,
     largest_difference,
     place,
     recipe,
     stage,
     tiny,
-    tiny_folder,
     weights,
 )
 
@@ -41,16 +39,6 @@ def qlora(base: str = "nf4", **more: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlabel.training.loop._HEARTBEAT_S", math.inf)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return labeled_corpus(tmp_path_factory.mktemp("corpus"), num_images=4)
 
 
 # ---- QLoRA

@@ -24,12 +24,10 @@ from train_factories import (
     Files,
     Killed,
     Place,
-    labeled_corpus,
     largest_difference,
     place,
     recipe,
     stage,
-    tiny_folder,
     weights,
 )
 
@@ -47,16 +45,6 @@ def _validation_by_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("rlabel.training.loop.validate", scripted)
     monkeypatch.setattr("rlabel.training.loop._HEARTBEAT_S", math.inf)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return labeled_corpus(tmp_path_factory.mktemp("corpus"), num_images=4)
 
 
 def validated(files: Files, model: Path, *stages: Any) -> TrainJob:

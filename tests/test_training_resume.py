@@ -23,7 +23,6 @@ from train_factories import (
     Files,
     Killed,
     Place,
-    labeled_corpus,
     largest_difference,
     place,
     recipe,
@@ -42,16 +41,6 @@ LORA = {"lora": {"rank": 2, "alpha": 4}, "learning_rates": {"connector": 1e-3, "
 def _no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine the loop says more than at its checkpoints."""
     monkeypatch.setattr("rlabel.training.loop._HEARTBEAT_S", math.inf)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return labeled_corpus(tmp_path_factory.mktemp("corpus"), num_images=4)
 
 
 # ---- resuming

@@ -179,14 +179,12 @@ def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
 def _check_recipe(job: Any, parallel: str) -> None:
     """Look for the recipe's names in the model, and for what its stages need, before the output folder is claimed: a misspelling must not bind it."""
     from rlabel.regiongpt.quantization import count_parameters
-    from rlabel.training.anchor import check_anchor
     from rlabel.training.checkpoint import weight_names
     from rlabel.training.sharding import check_shardable
 
     count_parameters(job.model)  # says which file is no whole safetensors
     for stage in job.recipe.stages:
         stage.check_names(weight_names(job.model))
-        check_anchor(stage.anchor, weight_names(job.model), stage.name)
         stage.check_validated(job.is_validated)
         if parallel == "fsdp":
             check_shardable(stage)

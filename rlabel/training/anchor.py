@@ -5,22 +5,12 @@ The straight way between both (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from rlabel.errors import InputError
-
-
-def check_anchor(anchor: Mapping[str, float], weight_names: Collection[str], stage_name: str) -> None:
-    """Raise InputError for a part that the model does not have."""
-    for prefix in anchor:
-        if not any(_belongs(name, prefix) for name in weight_names):
-            parts = sorted({name.split(".")[0] for name in weight_names})
-            raise InputError(
-                f"recipe, stage {stage_name}, anchor: expected names of this model's weights, got {prefix!r}. Its parts: {', '.join(parts)}."
-            )
+from rlabel.training.recipe import is_part
 
 
 @torch.no_grad()
@@ -28,11 +18,7 @@ def draw_back(model: nn.Module, start: nn.Module, anchor: Mapping[str, float]) -
     """Move the parameters that `anchor` names, the longest prefix counting, by its share of the way to where they are in `start`."""
     begun = dict(start.named_parameters())
     for name, parameter in model.named_parameters():
-        prefixes = [prefix for prefix in anchor if _belongs(name, prefix)]
+        prefixes = [prefix for prefix in anchor if is_part(name, prefix)]
         if prefixes and name in begun:
             share = anchor[max(prefixes, key=len)]
             parameter.lerp_(begun[name].to(parameter.device, parameter.dtype), share)
-
-
-def _belongs(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")

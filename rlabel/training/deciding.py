@@ -90,7 +90,7 @@ class NamePaths:
         next_PN, begun_PN = self.next_NL.to(device).T[depth_P], self.begun_NL.to(device).T[depth_P]
         goes_on_PN = begun_PN == begun_PN.gather(1, path_P[:, None])
         share_PN = likely_PN.masked_fill(~goes_on_PN, 0.0)
-        # The path itself goes on, whatever its probability: nothing is divided by zero.
+        # Where even the names that go on are next to impossible, the token teaches nothing, rather than a division by zero.
         share_PN = share_PN / share_PN.sum(1, keepdim=True).clamp_min(1e-12)
         said_PN = log_probabilities_PV.gather(1, next_PN.clamp_min(0))
         return -(share_PN * said_PN.masked_fill(~goes_on_PN, 0.0)).sum(1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from rlabel.errors import InputError
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
-from rlabel.training.recipe import Stage
+from rlabel.training.recipe import Stage, is_part
 
 
 def parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) -> list[dict[str, object]]:
@@ -20,7 +20,7 @@ def parameter_groups(model: RegionGPTForConditionalGeneration, stage: Stage) -> 
     stage.check_names([name for name, _ in named])
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named:
-        prefixes = [prefix for prefix in stage.learning_rates if name == prefix or name.startswith(f"{prefix}.")]
+        prefixes = [prefix for prefix in stage.learning_rates if is_part(name, prefix)]
         is_lora = ".lora_" in name
         frozen_base = stage.lora is not None and name.startswith("language_model.") and not is_lora
         frozen = frozen_base or any(fnmatchcase(name, pattern) for pattern in stage.frozen)

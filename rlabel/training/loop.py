@@ -27,7 +27,7 @@ from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import RegionGPTProcessor
 from rlabel.regiongpt.quantization import Precision, load_model
 from rlabel.training.adapters import add_lora, merge_lora, quantize_base, set_gradient_checkpointing
-from rlabel.training.anchor import check_anchor, draw_back
+from rlabel.training.anchor import draw_back
 from rlabel.training.best import Best, changing
 from rlabel.training.checkpoint import (
     RunPlace,
@@ -40,7 +40,7 @@ from rlabel.training.checkpoint import (
 )
 from rlabel.training.corpus import TrainCorpus
 from rlabel.training.dataset import BatchDataset, NameDataset, Sample, keep_samples
-from rlabel.training.freezing import parameter_groups, plain_name
+from rlabel.training.freezing import parameter_groups
 from rlabel.training.mixture import Mixture, open_mixture
 from rlabel.training.names import remember_names
 from rlabel.training.objectives import TrainingStep, learning_rate_share
@@ -172,7 +172,6 @@ class _StageRun:
         self.originals = quantize_base(model, stage)
         if not surroundings.sharded:
             model.to(surroundings.device)  # type: ignore[arg-type]
-        check_anchor(stage.anchor, [plain_name(name) for name, _ in model.named_parameters()], stage.name)
         parameter_groups(model, stage)  # before the model is wrapped: what is frozen has no gradient to share
         sampled = for_stage(corpus, stage, job.seed + begun.stage)
         self.num_steps = stage.num_steps(sampled.epoch_size, surroundings.world_size)

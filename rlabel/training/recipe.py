@@ -180,12 +180,11 @@ class Stage(_Strict):
         return self
 
     def check_names(self, weight_names: Collection[str]) -> None:
-        """Raise InputError unless every name of learning_rates is a prefix of a model's weights; those of OPTIONAL_PARTS may be missing, not all."""
-        found = [
-            prefix
-            for prefix in self.learning_rates
-            if any(name == prefix or name.startswith(f"{prefix}.") for name in weight_names)
-        ]
+        """Raise InputError unless every name of learning_rates and anchor is a prefix of a model's weights.
+
+        Of learning_rates, OPTIONAL_PARTS may be missing, not all.
+        """
+        found = [prefix for prefix in self.learning_rates if any(is_part(name, prefix) for name in weight_names)]
         unknown = [
             prefix
             for prefix in self.learning_rates
@@ -197,6 +196,12 @@ class Stage(_Strict):
                 f"recipe, stage {self.name}, learning_rates: expected names of this model's weights, got {(unknown or list(self.learning_rates))[0]!r}. "
                 f"Its parts: {', '.join(parts)}."
             )
+        for prefix in self.anchor:
+            if not any(is_part(name, prefix) for name in weight_names):
+                parts = sorted({name.split(".")[0] for name in weight_names})
+                raise InputError(
+                    f"recipe, stage {self.name}, anchor: expected names of this model's weights, got {prefix!r}. Its parts: {', '.join(parts)}."
+                )
         if self.lora is not None and self.lora.targets != "all-linear":
             modules = {
                 name.removesuffix(".weight").removesuffix(".base_layer")
@@ -233,6 +238,11 @@ class Stage(_Strict):
     def num_steps(self, num_images: int, world_size: int) -> int:
         """Return the optimizer steps of the stage."""
         return max(1, self.num_batches(num_images, world_size) // self.accumulate)
+
+
+def is_part(name: str, prefix: str) -> bool:
+    """Return whether a weight is the part that a recipe names, or within it."""
+    return name == prefix or name.startswith(f"{prefix}.")
 
 
 class Recipe(_Strict):
