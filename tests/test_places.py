@@ -45,6 +45,24 @@ def test_places_differ_by_more_than_rounding_where_boxes_do() -> None:
     assert 0.005 < float(connector(torch.rand(200, 5)).square().mean().sqrt()) < 0.04
 
 
+def test_nothing_periodic_is_told_of_a_place() -> None:
+    """Equal steps to the right are equal steps in what the first layer gives: so which of two lies left is a matter of one difference."""
+    connector = PlaceConnector(16)
+    shifts_S1 = torch.linspace(0, 0.6, 7)[:, None]
+    boxes_S5 = torch.tensor([[0.1, 0.2, 0.3, 0.6, 0.08]]) + shifts_S1 * torch.tensor([[1.0, 0, 1, 0, 0]])
+    first_SD: list[torch.Tensor] = []
+    connector[0].register_forward_hook(lambda _, __, output: first_SD.append(output.detach()))
+    connector(boxes_S5)
+    steps_SD = first_SD[0].diff(dim=0)
+    assert torch.allclose(steps_SD, steps_SD[:1].expand_as(steps_SD), atol=1e-5)
+    assert float(steps_SD.abs().max()) > 0.01
+
+
+def test_places_of_empty_and_tiny_regions_are_finite() -> None:
+    boxes_R5 = torch.tensor([[0.0] * 5, [0.5, 0.5, 0.5, 0.5, 0.0], [0.0, 0.0, 1.0, 1.0, 1.0]])
+    assert torch.isfinite(PlaceConnector(16)(boxes_R5)).all()
+
+
 def test_a_model_with_place_tokens_tells_the_place_last_and_asks_the_prompt_for_it() -> None:
     model = model_factories.model(place_token=True)
     processor = model_factories.processor(model)

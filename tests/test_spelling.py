@@ -113,6 +113,19 @@ def test_spelling_trains_the_language_model_alone_by_answers_alone(tmp_path: Pat
     assert step(["cat", "fire hydrant"] * 10).loss.item() == result.loss.item()
 
 
+def test_a_share_of_the_rows_asks_all_in_one_conversation() -> None:
+    made = tiny()
+    step = training_step(made, stage("spell", learning_rates=rates(*PARTS), multi_turn_share=1.0))
+    torch.manual_seed(0)
+    result = step(["cat", "fire hydrant"] * 10)
+    # Two rows, of 16 names and of 4.
+    assert result.num_regions == 2
+    torch.manual_seed(0)
+    apart = training_step(made, stage("spell", learning_rates=rates(*PARTS)))(["cat", "fire hydrant"] * 10)
+    assert apart.num_regions == 20
+    assert result.loss.item() != apart.loss.item()
+
+
 def test_made_up_boxes_lie_in_the_picture_and_hold_their_area() -> None:
     torch.manual_seed(0)
     left, top, right, bottom, area = make_up_boxes(2000, torch.device("cpu")).unbind(1)

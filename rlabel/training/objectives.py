@@ -216,17 +216,26 @@ class TrainingStep(nn.Module):
                 noise_1TD = picture.image_1TD + noise_1TD * max(0.0, float(torch.rand(())) - 0.5)
             shown_RKD = tokens_RD[:, None].expand(-1, self.model.config.tokens_per_region, -1)
             turns = self._draw_turns(facts)
+            scripts, decided_S = self._scripts(turns, facts)
             cosines_RN = F.normalize(tokens_RD, dim=-1) @ F.normalize(names_ND, dim=-1).T
             rows.append(
                 ShownRow(
-                    row=pack([self._one_turn(turn) for turn in turns], self.processor.region_token_id),
+                    row=pack(scripts, self.processor.region_token_id),
                     image_1TD=noise_1TD,
                     regions_RKD=self.model.finish_regions(shown_RKD, boxes_R5),
-                    decided_S=tuple(self.paths.decided(turn, facts) for turn in turns),
+                    decided_S=decided_S,
                     likely_RN=(cosines_RN.float() / self.stage.temperature).softmax(-1),
                 )
             )
         return self._answer_loss(rows)
+
+    def _scripts(
+        self, turns: Sequence[Turn], facts: Sequence[RegionFacts]
+    ) -> tuple[list[Script], tuple[tuple[int, int] | None, ...]]:
+        """Return the conversations of a row and what is known of each one's names: a question each, or all questions in one."""
+        if self.stage.multi_turn_share and float(torch.rand(())) < self.stage.multi_turn_share:
+            return [script(self.processor, turns)], (None,)
+        return [self._one_turn(turn) for turn in turns], tuple(self.paths.decided(turn, facts) for turn in turns)
 
     def _draw_turns(self, facts: Sequence[RegionFacts]) -> list[Turn]:
         """Return questions about regions, drawn as the stage's tasks say; where none is drawn, the name of the first is asked."""

@@ -136,6 +136,9 @@ class Stage(_Strict):
     conversation: Literal["separate", "multi_turn"] = Field(
         "separate", description="instruct: a conversation for each question, or one for all questions about an image"
     )
+    multi_turn_share: Share = Field(
+        0.0, description="spell: share of the packed rows whose questions are all asked in one conversation"
+    )
     align_weight: float = Field(0.0, ge=0, description="instruct: weight of the align loss that is added")
     checkpoint_every: int = Field(200, ge=1, description="optimizer steps")
     validate_every: int | None = Field(None, ge=1, description="optimizer steps; none: at the end of the stage")
