@@ -14,7 +14,7 @@ JsonObject: TypeAlias = "dict[str, JsonValue]"
 RegionId: TypeAlias = "int | str | None"
 BoxXywh: TypeAlias = "tuple[float, float, float, float]"
 
-DecidedBy = Literal["exact", "synonym", "inflection", "phrase", "embedding"]
+DecidedBy = Literal["exact", "synonym", "inflection", "phrase", "embedding", "likelihood", "parent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,8 +188,35 @@ class Snap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LikelyCategory:
+    """A category with the natural-log probability that the model gives to its names, each as a whole answer, added up."""
+
+    category_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a score may be made of, beside the probability of the whole answer and how the text was snapped.
+
+    num_tokens: of the answer, end token included. mean_logprob, min_logprob: of these tokens, natural logarithms, at least -1000.
+    candidates: the likeliest categories that the model was asked about, best first; empty where only free text was asked for.
+    agreement: share of the wordings that gave this answer; None where there was one wording.
+    """
+
+    num_tokens: int = 0
+    mean_logprob: float = 0.0
+    min_logprob: float = 0.0
+    candidates: tuple[LikelyCategory, ...] = ()
+    agreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """A region with its category. score in [0, 1]; text_score in [0, 1]; area in pixels of the mask; box in upright image pixels."""
+    """A region with its category. score in [0, 1]; text_score in [0, 1]; area in pixels of the mask; box in upright image pixels.
+
+    raw_score: the score before it was calibrated; None where it was not.
+    """
 
     region: Region
     image_id: JsonValue
@@ -201,6 +228,8 @@ class Label:
     box_xywh: BoxXywh
     area_px: float
     segmentation: JsonValue
+    evidence: Evidence = field(default_factory=Evidence)
+    raw_score: float | None = None
 
     @property
     def key(self) -> str:
@@ -218,6 +247,7 @@ class Abstention:
     snap: Snap
     box_xywh: BoxXywh
     area_px: float
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def key(self) -> str:

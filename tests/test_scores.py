@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlabel.records import DecidedBy, Snap
-from rlabel.vocabulary.scores import label_score, text_score
+from rlabel.records import DecidedBy, Evidence, LikelyCategory, Snap
+from rlabel.vocabulary.scores import candidate_share, label_score, text_score
 
 
 def make_snap(decided_by: DecidedBy | None, similarity: float = 1.0) -> Snap:
@@ -74,3 +74,11 @@ def test_scores_stay_between_zero_and_one(logprobs: list[float]) -> None:
 )
 def test_less_probable_token_never_raises_the_score(logprobs: list[float], loss: float) -> None:
     assert text_score([logprobs[0] - loss, *logprobs[1:]]) <= text_score(logprobs)
+
+
+def test_the_share_of_the_first_candidate_is_of_all_also_where_another_is_likelier() -> None:
+    candidates = (LikelyCategory(category_id=1, logprob=-1000.0), LikelyCategory(category_id=2, logprob=-0.1))
+    assert candidate_share(Evidence(candidates=candidates)) == 0.0
+    even = (LikelyCategory(category_id=1, logprob=-2.0), LikelyCategory(category_id=2, logprob=-2.0))
+    assert candidate_share(Evidence(candidates=even)) == 0.5
+    assert candidate_share(Evidence()) == 0.0

@@ -24,6 +24,7 @@ from rlabel.labeling.views import VIEWS_OF, Views, averaged, seen_as
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor, RegionInputs
+from rlabel.vocabulary.likelihood import LikelyName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,16 @@ class Decoded:
 
     token_ids: of the text, without the stop token; () where the text is a part of a longer answer.
     problem: why the answer says nothing of the region that it was asked about; None where it does.
+    likely_names: where names were asked for beside the text, those found, best first.
+    agreement: share of the wordings that gave this answer; None where there was one wording.
     """
 
     text: str
     token_logprobs: tuple[float, ...]
     token_ids: tuple[int, ...] = ()
     problem: str | None = None
+    likely_names: tuple[LikelyName, ...] = ()
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,12 +197,12 @@ class Engine:
         self._check_length(start, ids_of)
         cache = DynamicCache(config=self.model.config.text_config)
         prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device).expand(len(encoded.counts), -1)
-        self._forward(self.model.embed_prompt(prefix_ids, encoded.image_tokens_BTD, None), cache, 0)
+        self.forward(self.model.embed_prompt(prefix_ids, encoded.image_tokens_BTD, None), cache, 0)
         cache.batch_select_indices(torch.tensor([i for i, _ in places], device=self.device))
         suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(len(places), -1)
         asked = torch.tensor([encoded.index(i, r) for i, r in places], device=self.device)
         suffix_NSD = self.model.embed_prompt(suffix_ids, None, encoded.regions_RKD[asked])
-        first_NV = self._forward(suffix_NSD, cache, len(prompt.prefix_ids)).float().log_softmax(-1)
+        first_NV = self.forward(suffix_NSD, cache, len(prompt.prefix_ids)).float().log_softmax(-1)
         rows = [(n, j, ids_of[text]) for n, (i, r) in enumerate(places) for j, text in enumerate(texts[i][r])]
         for chunk in _chunks(rows, self.options.max_texts, first_NV.shape[-1]):
             index_C = torch.tensor([n for n, _, _ in chunk], device=self.device)
@@ -289,6 +294,17 @@ class Engine:
 
         prompt: asked instead of the engine's question.
         """
+        cache, logits_NV, position = self.ask(image_tokens_BTD, mentioned_NKD, image_index_N, prompt)
+        return self.go_on(cache, logits_NV, position)
+
+    def ask(
+        self,
+        image_tokens_BTD: Tensor,
+        mentioned_NKD: Tensor,
+        image_index_N: Tensor,
+        prompt: PromptTokens | None = None,
+    ) -> tuple[DynamicCache, Tensor, int]:
+        """Return the cache behind each question, logits_NV of the first token of its answer, and the position of that token."""
         prompt = prompt or self.prompt
         num_images, num_questions = image_tokens_BTD.shape[0], image_index_N.shape[0]
         cache = DynamicCache(config=self.model.config.text_config)
@@ -299,21 +315,25 @@ class Engine:
             prefix_BPD = self.model.embed_prompt(
                 prefix_ids.expand(num_questions, -1), image_tokens_BTD[image_index_N], None
             )
-        self._forward(prefix_BPD, cache, 0)
+        self.forward(prefix_BPD, cache, 0)
         if self.options.share_prefix:
             cache.batch_select_indices(image_index_N)
         suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(num_questions, -1)
         step_RSD = self.model.embed_prompt(suffix_ids, None, mentioned_NKD)
         position = len(prompt.prefix_ids)
+        return cache, self.forward(step_RSD, cache, position), position + len(prompt.suffix_ids)
+
+    def go_on(self, cache: DynamicCache, logits_RV: Tensor, position: int) -> list[Decoded]:
+        """Return the greedy answers behind the questions of a cache, which grows. logits_RV: of their first tokens, which stand at `position`."""
         tokens: list[Tensor] = []
         logprobs: list[Tensor] = []
+        num_questions = logits_RV.shape[0]
         done_R = torch.zeros(num_questions, dtype=torch.bool, device=self.device)
         embed = self.model.get_input_embeddings()
         trie = self.trie
         node_R = torch.full((num_questions,), ROOT, device=self.device)
-        for _ in range(self.options.max_new_tokens if trie is None else trie.longest):
-            logits_RV = self._forward(step_RSD, cache, position)
-            position += step_RSD.shape[1]
+        most = self.options.max_new_tokens if trie is None else trie.longest
+        for number in range(most):
             # Picked from the raw logits, as generate does: a log-softmax may round two of them together.
             if trie is None:
                 token_R = logits_RV.argmax(-1)
@@ -324,12 +344,13 @@ class Engine:
             tokens.append(token_R.masked_fill(done_R, -1))
             logprobs.append(logprob_R)
             done_R = done_R | (torch.isin(token_R, self._stop_ids) if trie is None else trie.ended(node_R))
-            if bool(done_R.all()):
+            if bool(done_R.all()) or number == most - 1:
                 break
-            step_RSD = embed(token_R[:, None])
+            logits_RV = self.forward(embed(token_R[:, None]), cache, position)
+            position += 1
         return self._texts(torch.stack(tokens, 1).cpu(), torch.stack(logprobs, 1).cpu())
 
-    def _forward(self, embeddings_RSD: Tensor, cache: Any, position: int) -> Tensor:
+    def forward(self, embeddings_RSD: Tensor, cache: Any, position: int) -> Tensor:
         """Return logits_RV of the last position; the cache grows by the given tokens, which stand from `position` on."""
         position_ids_1S = torch.arange(position, position + embeddings_RSD.shape[1], device=self.device)[None]
         output = self.model.language_model(

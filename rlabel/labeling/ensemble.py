@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -29,7 +31,10 @@ class EnsembleDescriber:
 
     @torch.inference_mode()
     def describe(self, inputs: Sequence[RegionInputs]) -> list[list[Decoded]]:
-        """Return, for each region, the answer with the highest mean log-probability; its only log-probability is that mean, of the whole answer."""
+        """Return, for each region, the answer with the highest mean log-probability; its only log-probability is that mean, of the whole answer.
+
+        agreement: the share of the wordings that brought it.
+        """
         counts = [len(item.region_masks_RGG) for item in inputs]
         if not any(counts):
             return [[] for _ in inputs]
@@ -41,6 +46,7 @@ class EnsembleDescriber:
             for prompt in self.prompts
         ]
         said = [{answer.text: answer for answer in answers} for answers in zip(*by_prompt, strict=True)]
+        votes = [Counter(answer.text for answer in answers) for answers in zip(*by_prompt, strict=True)]
         starts = [sum(counts[:i]) for i in range(len(counts))]
         texts = [
             [list(own) for own in said[start : start + count]] for start, count in zip(starts, counts, strict=True)
@@ -49,7 +55,9 @@ class EnsembleDescriber:
         result: list[list[Decoded]] = []
         for i, own in enumerate(texts):
             rows = [[scored[i][r] for scored in scores] for r in range(len(own))]
-            result.append([self._best(said[starts[i] + r], rows[r]) for r in range(len(own))])
+            best = [self._best(said[starts[i] + r], rows[r]) for r in range(len(own))]
+            shares = [votes[starts[i] + r][answer.text] / len(self.prompts) for r, answer in enumerate(best)]
+            result.append([replace(answer, agreement=share) for answer, share in zip(best, shares, strict=True)])
         return result
 
     @staticmethod

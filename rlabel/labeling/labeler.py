@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,7 @@ from rlabel.records import (
     ImageRecord,
     JsonValue,
     Label,
+    LikelyCategory,
     Outcome,
     Region,
     Shard,
@@ -36,7 +37,9 @@ from rlabel.records import (
     Snap,
 )
 from rlabel.storage import Store
-from rlabel.vocabulary.scores import label_score, text_score
+from rlabel.vocabulary.calibration import Calibrator, finished
+from rlabel.vocabulary.likelihood import Choosing, likelihood_score
+from rlabel.vocabulary.scores import evidence_of, label_score, text_score
 from rlabel.vocabulary.snapping import Snapper
 
 log = logging.getLogger(__name__)
@@ -61,7 +64,8 @@ class _Piece:
 class Labeler:
     """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once.
 
-    snapper: None keeps every answer as it is, as a caption.
+    snapper: None keeps every answer as it is, as a caption. choosing: decides by likelihoods, where the describer gives some.
+    calibrator: turns the scores of labels into how often such labels are right. min_score: labels below it, calibrated, become abstentions.
     """
 
     def __init__(
@@ -72,9 +76,15 @@ class Labeler:
         max_regions_per_batch: int = 64,
         limits: Limits | None = None,
         include_crowds: bool = True,
+        choosing: Choosing | None = None,
+        calibrator: Calibrator | None = None,
+        min_score: float | None = None,
     ) -> None:
         self.describer = describer
         self.snapper = snapper
+        self.choosing = choosing
+        self.calibrator = calibrator
+        self.min_score = min_score
         self.max_regions_per_batch = max_regions_per_batch
         self.limits = limits or Limits()
         self.include_crowds = include_crowds
@@ -133,17 +143,24 @@ class Labeler:
             for piece in batch:
                 self._finish([piece], outcomes)
             return
+        texts = list(dict.fromkeys(answer.text for decoded in answers for answer in decoded))
+        # Together: the sentence encoder takes many texts at once.
+        snaps = {} if self.snapper is None else dict(zip(texts, self.snapper.snap(texts), strict=True))
         for piece, decoded in zip(batch, answers, strict=True):
             for region, answer in zip(piece.regions, decoded, strict=True):
-                outcomes[region.region.key] = self._outcome(piece.record, region, answer)
+                outcomes[region.region.key] = self._outcome(piece.record, region, answer, snaps.get(answer.text))
 
-    def _outcome(self, record: ImageRecord, prepared: PreparedRegion, answer: Decoded) -> Outcome:
+    def _outcome(self, record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap | None) -> Outcome:
         problem = unusable(answer, may_be_empty=self.snapper is not None)
         if problem is not None:
             return _failure(prepared.region, record, *problem)
-        if self.snapper is None:
+        if snap is None:
             return _caption(record, prepared, answer)
-        return _label(record, prepared, answer, self.snapper.snap([answer.text])[0])
+        candidates: tuple[LikelyCategory, ...] = ()
+        if self.choosing is not None:
+            snap, candidates = self.choosing.choose(snap, answer.likely_names)
+        outcome = _label(record, prepared, answer, snap, candidates)
+        return finished(outcome, self.calibrator, self.min_score) if isinstance(outcome, Label) else outcome
 
 
 def unusable(answer: Decoded, *, may_be_empty: bool) -> tuple[str, str] | None:
@@ -175,10 +192,13 @@ def _caption(record: ImageRecord, prepared: PreparedRegion, answer: Decoded) -> 
     )
 
 
-def _label(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap) -> Label | Abstention:
+def _label(
+    record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap, candidates: tuple[LikelyCategory, ...]
+) -> Label | Abstention:
     region, mask, image_id = prepared.region, prepared.mask, record.row.get("id")
     probability = text_score(answer.token_logprobs)
     box_xywh = rounded_box(mask)
+    evidence = replace(evidence_of(answer.token_logprobs, answer.agreement), candidates=candidates)
     if snap.category_id is None:
         return Abstention(
             region=region,
@@ -188,18 +208,20 @@ def _label(record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap:
             snap=snap,
             box_xywh=box_xywh,
             area_px=mask.area_px,
+            evidence=evidence,
         )
     return Label(
         region=region,
         image_id=image_id,
         category_id=snap.category_id,
-        score=label_score(probability, snap),
+        score=likelihood_score(candidates, snap.category_id) if candidates else label_score(probability, snap),
         text=answer.text,
         text_score=probability,
         snap=snap,
         box_xywh=box_xywh,
         area_px=mask.area_px,
         segmentation=segmentation_to_write(region, mask),
+        evidence=evidence,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlabel.records import Snap
+from rlabel.records import Evidence, Snap
 
 SCORE_DECIMALS = 6
 _LOGPROB_FLOOR = -1000.0
@@ -23,11 +23,7 @@ def text_score(token_logprobs: Sequence[float]) -> float:
     """
     if not token_logprobs or any(math.isnan(logprob) for logprob in token_logprobs):
         return 0.0
-    # Half precision can lift a log-probability slightly above 0; below the floor a score is 0 anyway, but fsum
-    # overflows.
-    return round(
-        math.exp(math.fsum(min(0.0, max(logprob, _LOGPROB_FLOOR)) for logprob in token_logprobs)), SCORE_DECIMALS
-    )
+    return round(math.exp(math.fsum(map(floored, token_logprobs))), SCORE_DECIMALS)
 
 
 def label_score(text_probability: float, snap: Snap) -> float:
@@ -40,3 +36,30 @@ def label_score(text_probability: float, snap: Snap) -> float:
         return 0.0
     nearness = max(snap.similarity, 0.0) if snap.decided_by == "embedding" else 1.0
     return round(min(max(text_probability * nearness, 0.0), 1.0), SCORE_DECIMALS)
+
+
+def candidate_share(evidence: Evidence) -> float:
+    """Return the first candidate's share of the probability of all candidates, in [0, 1], to 6 decimals; 0.0 where there is none."""
+    if not evidence.candidates:
+        return 0.0
+    most = max(one.logprob for one in evidence.candidates)  # not always the first: they may be ranked otherwise
+    shares = [math.exp(one.logprob - most) for one in evidence.candidates]
+    return round(shares[0] / math.fsum(shares), SCORE_DECIMALS)
+
+
+def evidence_of(token_logprobs: Sequence[float], agreement: float | None = None) -> Evidence:
+    """Return what the log-probabilities of an answer's tokens say, to 6 decimals; none of them gives zeros. They must be finite."""
+    if not token_logprobs:
+        return Evidence(agreement=agreement)
+    values = [floored(value) for value in token_logprobs]
+    return Evidence(
+        num_tokens=len(values),
+        mean_logprob=round(math.fsum(values) / len(values), SCORE_DECIMALS),
+        min_logprob=round(min(values), SCORE_DECIMALS),
+        agreement=agreement,
+    )
+
+
+def floored(logprob: float) -> float:
+    """Return a log-probability within [-1000, 0]: half precision can lift one slightly above 0, and sums of lower ones overflow."""
+    return min(0.0, max(logprob, _LOGPROB_FLOOR))
