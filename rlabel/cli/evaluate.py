@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import click
 
@@ -15,23 +16,48 @@ from rlabel.cli.options import ends_cleanly, print_json
 @click.option("--provenance", help="JSON that says of each region whether training showed its picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--images", help="Folder of the pictures: also write RUN/report.html and RUN/sheet.png.")
+@click.option(
+    "--semantic", is_flag=True, help="Also how near answers are to the true names in meaning, by Osprey's protocol."
+)
+@click.option("--embedder", help="of --semantic: sentence-transformers folder or id; bundled MiniLM if left out.")
 @ends_cleanly
-def evaluate(run: str, truth: str, provenance: str | None, as_json: bool, images: str | None) -> None:
+def evaluate(
+    run: str,
+    truth: str,
+    provenance: str | None,
+    as_json: bool,
+    images: str | None,
+    semantic: bool,
+    embedder: str | None,
+) -> None:
     """Compare a run with the truth: accuracy, coverage, mAP, confusions.
 
     \b
     Example:
       rlabel evaluate run/ --truth instances.json --images photos/
     """
-    run_evaluate(run, truth, provenance, as_json, images)
+    run_evaluate(run, truth, provenance, as_json, images, semantic, embedder)
 
 
-def run_evaluate(run: str, truth: str, provenance: str | None, as_json: bool, images: str | None) -> None:
+def run_evaluate(
+    run: str,
+    truth: str,
+    provenance: str | None,
+    as_json: bool,
+    images: str | None,
+    semantic: bool = False,
+    embedder: str | None = None,
+) -> None:
     """Evaluate, print, and where images are given write the page."""
     from rlabel.evaluation.evaluate import evaluate_run
     from rlabel.evaluation.text import evaluation_to_text
 
     evaluation = evaluate_run(run, truth, provenance)
+    if semantic:
+        from rlabel.evaluation.semantic import evaluate_semantic
+        from rlabel.vocabulary.embedding import MiniLmEmbedder
+
+        evaluation = replace(evaluation, semantic=evaluate_semantic(run, truth, MiniLmEmbedder(embedder)))
     if as_json:
         print_json(evaluation.to_json())
     else:

@@ -16,7 +16,8 @@ from rlabel.cli.options import ends_cleanly, print_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @ends_cleanly
 def evaluate_captions(run: str, truth: str, embedder: str | None, as_json: bool) -> None:
-    """Compare a run's captions with human ones: CIDEr-D, the true name in them, semantic similarity and IoU.
+    """Compare a run's captions with human ones: CIDEr-D, the true name in them, semantic similarity and IoU; BLEU, ROUGE-L and METEOR
+    where pycocoevalcap is installed (METEOR runs in Java).
 
     \b
     Example:

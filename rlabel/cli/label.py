@@ -59,6 +59,8 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
         progress = RunProgress(run, settings.heartbeat_s)
         for note in job.vocabulary.notes if job.vocabulary is not None else ():
             print(f"rlabel: vocabulary: {note}", file=sys.stderr)
+        for note in job.calibrator_notes:
+            print(f"rlabel: {note}", file=sys.stderr)
         if settings.vocabulary is not None and job.vocabulary is None:
             print(f"rlabel: --vocabulary is not used by --task {settings.task}", file=sys.stderr)
         for problem in job.corpus.problems[:_PROBLEMS_SHOWN]:
@@ -72,6 +74,7 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
         try:
             _label(job, run, progress)
             counts = run.merge(results_files=settings.results_files)
+            also = _snap_also(job, run)
         except (KeyboardInterrupt, Stopped):
             progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
             raise
@@ -102,6 +105,7 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
                 "images": counts.images,
                 "regions_per_s": status.regions_per_s,
                 "file": file,
+                **({"also": also} if also else {}),
             }  # fmt: skip
         )
         if too_many:
@@ -120,7 +124,7 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
             file=sys.stderr,
         )
         return
-    spec = worker_spec(job.settings, job.model, job.question, job.vocabulary, run)
+    spec = worker_spec(job, run)
     if job.settings.no_ray:
         from rlabel.run.local import label_in_process
 
@@ -156,6 +160,36 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
         raise RunError(
             f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again."
         )
+
+
+def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
+    """Snap the answers to the further vocabularies, without the model."""
+    from rlabel.cli.snap import snap_jobs
+    from rlabel.run.job import embedder_name
+    from rlabel.run.resnap import SnapJob, also_folders
+    from rlabel.vocabulary.thesaurus import thesaurus_digest
+
+    settings = job.settings
+    jobs = [
+        SnapJob(
+            vocabulary=vocabulary,
+            where=where,
+            threshold=settings.threshold,
+            margin=settings.margin,
+            embedder=embedder_name(settings.embedder),
+            fallback=settings.fallback,
+            thesaurus_sha256=None if settings.thesaurus is None else thesaurus_digest(settings.thesaurus),
+        )
+        for vocabulary, where in zip(job.also, also_folders(settings.out, job.also), strict=True)
+    ]
+    return snap_jobs(
+        run,
+        jobs,
+        settings.embedder,
+        thesaurus=settings.thesaurus,
+        results_files=settings.results_files,
+        heartbeat_s=settings.heartbeat_s,
+    )
 
 
 def _told(worker: Any) -> Any:

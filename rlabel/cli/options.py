@@ -48,6 +48,12 @@ def _option(name: str, info: FieldInfo, hint: Any) -> Callable[[_F], _F]:
         # Both ways, so that a flag can win over --config whatever that says.
         opposite = f"--{flag.removeprefix('--no-')}" if name.startswith("no_") else f"--no-{flag.removeprefix('--')}"
         return click.option(f"{flag}/{opposite}", name, default=None, help=text)
+    if get_origin(plain) is tuple:
+        # Not given must stay None, so that --config can speak.
+        return click.option(
+            flag, name, type=get_args(plain)[0], multiple=True, callback=lambda _context, _option, got: got or None,
+            help=f"{text.removesuffix(default)}. May be repeated.",
+        )  # fmt: skip
     kind: Any = plain
     if get_origin(plain) is Literal:
         kind = click.Choice([str(choice) for choice in get_args(plain)])

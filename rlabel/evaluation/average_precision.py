@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlabel.evaluation.precision_interval import ap_interval95, match_detections
 from rlabel.evaluation.reading import TruthRegion
 from rlabel.evaluation.records import AveragePrecision
 from rlabel.records import JsonValue
@@ -83,12 +84,18 @@ def average_precision(regions: Sequence[TruthRegion], detections: Sequence[Detec
     # (thresholds, recalls, categories, area ranges, maxDets); -1 where a category has no truth
     precision_TRK = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]
 
+    dataset = {"images": images, "annotations": truth, "categories": categories}
+    matches = match_detections(dataset, results, max(100, most))
+
     def mean(part: np.ndarray) -> float | None:
         measured = part[part > -1]
         return float(measured.mean()) if measured.size else None
 
     return AveragePrecision(
-        ap=mean(precision_TRK), ap50=mean(precision_TRK[_IOU_050]), ap75=mean(precision_TRK[_IOU_075])
+        ap=mean(precision_TRK),
+        ap50=mean(precision_TRK[_IOU_050]),
+        ap75=mean(precision_TRK[_IOU_075]),
+        interval95=ap_interval95(matches),
     )
 
 

@@ -5,13 +5,15 @@ The denominator is the truth's: a region without a caption scores 0 everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
 import numpy as np
 
 from rlabel.errors import InputError
+from rlabel.evaluation.bootstrap import NUM_RESAMPLES, bootstrap_interval95, image_indices
+from rlabel.evaluation.caption_metrics import CocoScores, coco_scores
 from rlabel.evaluation.cider import cider_d, words
 from rlabel.evaluation.reading import (
     LABELS,
@@ -21,6 +23,8 @@ from rlabel.evaluation.reading import (
     read_outcomes,
     stream_rows,
 )
+from rlabel.evaluation.records import Interval
+from rlabel.evaluation.semantic import osprey_scores
 from rlabel.records import JsonObject, JsonValue
 from rlabel.storage import Store, split_url
 from rlabel.vocabulary.embedding import TextEmbedder
@@ -44,7 +48,7 @@ class CaptionTruth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionScores:
-    """Means over the regions, all in [0, 1] but cider_d in [0, 10].
+    """Means over the regions, all in [0, 1] but cider_d in [0, 10]; its interval is over resampled images, document frequencies left as they are.
 
     holds_name: share of captions in which the true name or a synonym stands, whatever its number or spelling. similarity, iou: Osprey's measures
     against the human caption; name_similarity, name_iou: against the true name, as Osprey's tables have them.
@@ -53,6 +57,8 @@ class CaptionScores:
     num_regions: int
     num_captioned: int
     cider_d: float
+    cider_d_interval95: Interval | None
+    coco: CocoScores
     holds_name: float
     similarity: float
     iou: float
@@ -62,7 +68,15 @@ class CaptionScores:
     num_distinct: int
 
     def to_json(self) -> JsonObject:
-        return asdict(self)
+        pair = self.cider_d_interval95
+        plain: JsonObject = {
+            **asdict(self),
+            **self.coco.to_json(),
+            "cider_d_interval95": None if pair is None else list(pair),
+            "num_resamples": NUM_RESAMPLES,
+        }
+        del plain["coco"]
+        return plain
 
 
 def read_caption_truth(truth_url: str) -> list[CaptionTruth]:
@@ -150,10 +164,15 @@ def score_captions(
     human = [region.caption for region in truth]
     similarity, iou = osprey_scores(said, human, embedder)
     name_similarity, name_iou = osprey_scores(said, [region.category.name for region in truth], embedder)
+    cider_R = np.asarray(cider_d(said, [[text] for text in human]))
+    image_R, num_images = image_indices([region.image_id for region in truth])
+    totals = np.bincount(image_R, cider_R, minlength=num_images), np.bincount(image_R, minlength=num_images)
     return CaptionScores(
         num_regions=len(truth),
         num_captioned=sum(bool(text.strip()) for text in said),
-        cider_d=float(np.mean(cider_d(said, [[text] for text in human]))),
+        cider_d=float(cider_R.mean()),
+        cider_d_interval95=bootstrap_interval95(*totals),
+        coco=coco_scores(said, [[text] for text in human]),
         holds_name=float(
             np.mean([holds_name(text, region.category) for text, region in zip(said, truth, strict=True)])
         ),
@@ -181,43 +200,25 @@ def _forms(name: str, synonyms: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(dict.fromkeys(stems(fold(form)) for form, _ in surface_forms(category)))
 
 
-def osprey_scores(answers: Sequence[str], truths: Sequence[str], embedder: TextEmbedder) -> tuple[float, float]:
-    """Return the means of semantic similarity and semantic IoU (Osprey, arXiv 2312.10032, section 5; cleaning as in its public code).
-
-    Similarity: cosine of the sentence embeddings. IoU: words in both texts by words in either, split at white space, in lower case.
-    """
-    cleaned = [_cleaned_answer(text) for text in answers]
-    wanted = [text.replace("_", " ").replace(":", " ") for text in truths]
-    embedded = embedder.embed([*cleaned, *wanted])
-    cosines = (embedded[: len(cleaned)] * embedded[len(cleaned) :]).sum(1)
-    # The embedding of nothing is near to everything: no answer is worth 0.
-    similarity = [float(cosine) if text.strip() else 0.0 for cosine, text in zip(cosines, cleaned, strict=True)]
-    return float(np.mean(similarity)), float(np.mean(list(_word_ious(cleaned, wanted))))
-
-
-def _cleaned_answer(text: str) -> str:
-    text = text.strip()
-    if ":" in text:
-        text = text.split(":", 1)[1]
-    return text.replace(".", " ").replace(":", " ").replace(",", " ")
-
-
-def _word_ious(answers: Sequence[str], truths: Sequence[str]) -> Iterator[float]:
-    for answer, truth in zip(answers, truths, strict=True):
-        one, other = set(answer.lower().split()), set(truth.lower().split())
-        yield len(one & other) / len(one | other) if one | other else 0.0
-
-
 def scores_to_text(rows: Mapping[str, CaptionScores]) -> str:
-    """Return scores beside each other as a Markdown table, one line a file of captions, shares in percent."""
+    """Return scores beside each other as Markdown tables, one line a file of captions, shares in percent."""
     lines = [
-        "| | regions | captioned | CIDEr-D | name in it | similarity / IoU to caption | to name | words | different |",
+        "| | regions | captioned | CIDEr-D (95 %) | name in it | similarity / IoU to caption | to name | words | different |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in rows.items():
+        pair = one.cider_d_interval95
+        shown = "" if pair is None else f" ({pair[0]:.3f} to {pair[1]:.3f})"
         lines.append(
-            f"| {name} | {one.num_regions} | {one.num_captioned} | {one.cider_d:.3f} | {100 * one.holds_name:.1f} % | "
+            f"| {name} | {one.num_regions} | {one.num_captioned} | {one.cider_d:.3f}{shown} | {100 * one.holds_name:.1f} % | "
             f"{100 * one.similarity:.1f} / {100 * one.iou:.1f} | {100 * one.name_similarity:.1f} / {100 * one.name_iou:.1f} | "
             f"{one.mean_words:.1f} | {one.num_distinct} |"
         )
+    if any(one.coco.bleu is not None for one in rows.values()):
+        lines += ["", "| | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | METEOR |", "| --- " * 7 + "|"]
+        for name, one in rows.items():
+            values = [*(one.coco.bleu or (None,) * 4), one.coco.rouge_l, one.coco.meteor]
+            lines.append(f"| {name} | {' | '.join('-' if v is None else f'{100 * v:.1f}' for v in values)} |")
+    missing = dict.fromkeys(one.coco.why for one in rows.values() if one.coco.why is not None)
+    lines += [f"\n{why}" for why in missing]
     return "\n".join(lines) + "\n"

@@ -7,27 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from rlabel.errors import InputError
 from rlabel.evaluation.average_precision import Detection, average_precision
-from rlabel.evaluation.bootstrap import bootstrap_interval95
-from rlabel.evaluation.categories import match_categories
-from rlabel.evaluation.reading import (
-    LABELS,
-    NamedCategory,
-    Origin,
-    RunOutcome,
-    Truth,
-    TruthRegion,
-    read_categories,
-    read_outcomes,
-    read_provenance,
-    read_run_image_ids,
-    read_truth,
-)
+from rlabel.evaluation.bootstrap import bootstrap_interval95, image_indices, macro_interval95
+from rlabel.evaluation.judging import Judged, judge_run, read_origins
+from rlabel.evaluation.lvis_precision import is_lvis, lvis_precision
+from rlabel.evaluation.reading import NamedCategory, Origin, read_truth
 from rlabel.evaluation.records import (
     Accuracy,
     CategoryMatching,
@@ -37,25 +24,10 @@ from rlabel.evaluation.records import (
     GroupRow,
     UnmatchedText,
 )
-from rlabel.storage import Store
 
 NUM_LISTED = 20  # confusions and unmatched texts: what a person reads
 # COCO's area ranges in pixels of the mask: pycocotools/cocoeval.py, Params.setDetParams
 _SIZES = (("small", 32.0**2), ("medium", 96.0**2), ("large", float("inf")))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judged:
-    """A region of the truth with what the run made of it."""
-
-    region: TruthRegion
-    outcome: RunOutcome | None
-    predicted_id: int | None  # the truth's id of the answered category; None without one
-    is_correct: bool
-
-    @property
-    def is_labeled(self) -> bool:
-        return self.outcome is not None and self.outcome.outcome == "label"
 
 
 def evaluate_run(run_url: str, truth_url: str, provenance_url: str | None = None) -> Evaluation:
@@ -65,31 +37,20 @@ def evaluate_run(run_url: str, truth_url: str, provenance_url: str | None = None
     provenance_url: optional; tells which regions' pictures the training showed.
     Raises InputError for a file that is missing or damaged, a truth of other regions or other categories.
     """
-    store = Store.open(run_url)
-    run_categories = read_categories(store, LABELS)
-    covered = read_run_image_ids(store)
     truth = read_truth(truth_url)
-    origins = read_provenance(provenance_url) if provenance_url is not None else None
-    outcomes = {(outcome.image_id, outcome.region_id): outcome for outcome in read_outcomes(store)}
-    _check_same_regions(outcomes, truth, run_url, truth_url)
-    if origins is not None and not any(region.region_id in origins for region in truth.regions):
-        raise InputError(
-            f"{provenance_url}: none of its annotation ids is in {truth_url}. Name the provenance of the same corpus."
-        )
-    _check_listed(outcomes.values(), run_categories, store.join(LABELS))
-    to_truth_id, method = match_categories(run_categories, truth.categories)
-
-    inside = [region for region in truth.regions if region.image_id in covered]
-    judged = [_judge(region, outcomes, to_truth_id) for region in inside if not region.is_crowd]
+    run = judge_run(run_url, truth, truth_url)
+    origins = read_origins(provenance_url, truth, truth_url)
+    covered, inside, judged = run.covered, run.inside, run.judged
     detections = [
         Detection(region=j.region, category_id=j.predicted_id, score=j.outcome.score)
         for j in judged
         if j.outcome is not None and j.predicted_id is not None
     ]
+    images = [image for image in truth.images if image.image_id in covered]
     known = {(region.image_id, region.region_id) for region in truth.regions}
-    answerable = set(to_truth_id.values())
+    answerable = set(run.to_truth_id.values())
     names = {category.category_id: category.name for category in truth.categories}
-    run_names = {category.category_id: category.name for category in run_categories}
+    run_names = {category.category_id: category.name for category in run.categories}
     missing = {j.region.category_id for j in judged} - answerable
     outside = [region for region in truth.regions if region.image_id not in covered]
 
@@ -109,87 +70,59 @@ def evaluate_run(run_url: str, truth_url: str, provenance_url: str | None = None
         num_images_left_out=len(set(truth.image_ids) - covered),
         num_regions_left_out=sum(not region.is_crowd for region in outside),
         num_ambiguous=truth.num_ambiguous,
-        num_not_in_truth=sum(key not in known for key in outcomes),
+        num_not_in_truth=sum(key not in known for key in run.outcomes),
         num_without_box=sum(j.region.box_xywh is None for j in judged),
         top1=_accuracy(judged),
         when_labeled=_accuracy([j for j in judged if j.is_labeled]),
+        coverage_interval95=_interval(judged, lambda j: j.is_labeled),
         macro=_macro(judged),
+        macro_interval95=macro_interval95(
+            [j.region.image_id for j in judged], [j.region.category_id for j in judged], [j.is_correct for j in judged]
+        ),
         top1_seen=among(lambda origin: origin.seen_in_train),
         top1_unseen=among(lambda origin: not origin.seen_in_train),
         top1_unseen_photo=among(lambda origin: not origin.seen_in_train and origin.kind == "photo"),
         top1_unseen_drawing=among(lambda origin: not origin.seen_in_train and origin.kind == "drawing"),
         tied=average_precision(inside, detections, tied=True),
         scored=average_precision(inside, detections, tied=False),
-        matching=CategoryMatching(method=method, names_missing=tuple(sorted(names[i] for i in missing))),
+        matching=CategoryMatching(method=run.method, names_missing=tuple(sorted(names[i] for i in missing))),
         per_supercategory=_per_supercategory(judged, truth.categories),
         per_size=_per_size(judged),
         decided_by=_decided_by(judged),
         confusions=_confusions(judged, names, run_names),
         unmatched_texts=_unmatched_texts(judged, names),
         failures_by_kind=_failures_by_kind(judged),
+        lvis=lvis_precision(inside, detections, images, truth.categories)
+        if is_lvis(images, truth.categories)
+        else None,
     )
 
 
-def _check_same_regions(
-    outcomes: dict[tuple[str, str], RunOutcome], truth: Truth, run_url: str, truth_url: str
-) -> None:
-    keys = {(region.image_id, region.region_id) for region in truth.regions}
-    if not outcomes or not keys or not keys.isdisjoint(outcomes):
-        return
-    ours = ", ".join(f"{region_id} of image {image_id}" for image_id, region_id in list(outcomes)[:3])
-    theirs = ", ".join(f"{r.region_id} of image {r.image_id}" for r in truth.regions[:3])
-    raise InputError(
-        f"{truth_url}: no region of it is in the run {run_url}: the run has regions {ours}; "
-        f"the truth has annotations {theirs}. It belongs to another corpus; "
-        "name the truth of the corpus that was labeled."
+def _accuracy(judged: Sequence[Judged]) -> Accuracy:
+    low, high = _interval(judged, lambda j: j.is_correct) or (None, None)
+    return Accuracy(num_correct=sum(j.is_correct for j in judged), num_regions=len(judged), low95=low, high95=high)
+
+
+def _interval(judged: Sequence[Judged], counts: Callable[[Judged], bool]) -> tuple[float, float] | None:
+    image_R, num_images = image_indices([j.region.image_id for j in judged])
+    counted_R = np.asarray([counts(j) for j in judged], dtype=bool)
+    return bootstrap_interval95(
+        np.bincount(image_R[counted_R], minlength=num_images), np.bincount(image_R, minlength=num_images)
     )
 
 
-def _check_listed(outcomes: Iterable[RunOutcome], categories: Sequence[NamedCategory], where: str) -> None:
-    listed = {category.category_id for category in categories}
-    for outcome in outcomes:
-        if outcome.category_id is not None and outcome.category_id not in listed:
-            raise InputError(
-                f"{where}, region {outcome.region_id}: category_id {outcome.category_id} is not among the file's "
-                f"{len(listed)} categories. The file was changed after the run; merge the run again."
-            )
-
-
-def _judge(region: TruthRegion, outcomes: dict[tuple[str, str], RunOutcome], to_truth_id: dict[int, int]) -> _Judged:
-    outcome = outcomes.get((region.image_id, region.region_id))
-    answered = outcome.category_id if outcome is not None else None
-    predicted_id = to_truth_id.get(answered) if answered is not None else None
-    return _Judged(
-        region=region,
-        outcome=outcome,
-        predicted_id=predicted_id,
-        is_correct=predicted_id is not None and predicted_id == region.category_id,
-    )
-
-
-def _accuracy(judged: Sequence[_Judged]) -> Accuracy:
-    position: dict[str, int] = {}
-    image_R = np.asarray([position.setdefault(j.region.image_id, len(position)) for j in judged], dtype=np.int64)
-    is_correct_R = np.asarray([j.is_correct for j in judged], dtype=bool)
-    total_I = np.bincount(image_R, minlength=len(position))
-    correct_I = np.bincount(image_R[is_correct_R], minlength=len(position))
-    interval = bootstrap_interval95(correct_I, total_I)
-    low, high = interval if interval is not None else (None, None)
-    return Accuracy(num_correct=int(correct_I.sum()), num_regions=len(judged), low95=low, high95=high)
-
-
-def _macro(judged: Sequence[_Judged]) -> float | None:
+def _macro(judged: Sequence[Judged]) -> float | None:
     by_category: defaultdict[int, list[bool]] = defaultdict(list)
     for j in judged:
         by_category[j.region.category_id].append(j.is_correct)
     return sum(sum(c) / len(c) for c in by_category.values()) / len(by_category) if by_category else None
 
 
-def _count(judged: Sequence[_Judged], outcome: str) -> int:
+def _count(judged: Sequence[Judged], outcome: str) -> int:
     return sum(j.outcome is not None and j.outcome.outcome == outcome for j in judged)
 
 
-def _group(name: str, judged: Sequence[_Judged]) -> GroupRow:
+def _group(name: str, judged: Sequence[Judged]) -> GroupRow:
     return GroupRow(
         name=name,
         num_regions=len(judged),
@@ -198,16 +131,16 @@ def _group(name: str, judged: Sequence[_Judged]) -> GroupRow:
     )
 
 
-def _per_supercategory(judged: Sequence[_Judged], categories: Sequence[NamedCategory]) -> tuple[GroupRow, ...]:
+def _per_supercategory(judged: Sequence[Judged], categories: Sequence[NamedCategory]) -> tuple[GroupRow, ...]:
     group_of = {category.category_id: category.supercategory or "(none)" for category in categories}
-    groups: defaultdict[str, list[_Judged]] = defaultdict(list)
+    groups: defaultdict[str, list[Judged]] = defaultdict(list)
     for j in judged:
         groups[group_of[j.region.category_id]].append(j)
     return tuple(_group(name, rows) for name, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def _per_size(judged: Sequence[_Judged]) -> tuple[GroupRow, ...]:
-    groups: dict[str, list[_Judged]] = {name: [] for name in (*(name for name, _ in _SIZES), "unknown")}
+def _per_size(judged: Sequence[Judged]) -> tuple[GroupRow, ...]:
+    groups: dict[str, list[Judged]] = {name: [] for name in (*(name for name, _ in _SIZES), "unknown")}
     for j in judged:
         area_px = j.region.area_px
         name = "unknown" if area_px is None else next(name for name, below_px in _SIZES if area_px < below_px)
@@ -215,7 +148,7 @@ def _per_size(judged: Sequence[_Judged]) -> tuple[GroupRow, ...]:
     return tuple(_group(name, rows) for name, rows in groups.items() if rows or name != "unknown")
 
 
-def _decided_by(judged: Sequence[_Judged]) -> tuple[DecidedRow, ...]:
+def _decided_by(judged: Sequence[Judged]) -> tuple[DecidedRow, ...]:
     labeled = [(j.outcome.decided_by, j.is_correct) for j in judged if j.outcome is not None and j.is_labeled]
     correct = Counter(step for step, is_correct in labeled if is_correct)
     return tuple(
@@ -224,7 +157,7 @@ def _decided_by(judged: Sequence[_Judged]) -> tuple[DecidedRow, ...]:
     )
 
 
-def _confusions(judged: Sequence[_Judged], names: dict[int, str], run_names: dict[int, str]) -> tuple[Confusion, ...]:
+def _confusions(judged: Sequence[Judged], names: dict[int, str], run_names: dict[int, str]) -> tuple[Confusion, ...]:
     pairs = Counter(
         (names[j.region.category_id], run_names[j.outcome.category_id])
         for j in judged
@@ -234,8 +167,8 @@ def _confusions(judged: Sequence[_Judged], names: dict[int, str], run_names: dic
     return tuple(Confusion(true_name=a, predicted_name=b, num_regions=count) for (a, b), count in ordered)
 
 
-def _unmatched_texts(judged: Sequence[_Judged], names: dict[int, str]) -> tuple[UnmatchedText, ...]:
-    rows: defaultdict[str, list[_Judged]] = defaultdict(list)
+def _unmatched_texts(judged: Sequence[Judged], names: dict[int, str]) -> tuple[UnmatchedText, ...]:
+    rows: defaultdict[str, list[Judged]] = defaultdict(list)
     for j in judged:
         if j.outcome is not None and j.outcome.outcome == "abstention":
             rows[j.outcome.text].append(j)
@@ -251,7 +184,7 @@ def _unmatched_texts(judged: Sequence[_Judged], names: dict[int, str]) -> tuple[
     return tuple(listed)
 
 
-def _failures_by_kind(judged: Sequence[_Judged]) -> tuple[tuple[str, int], ...]:
+def _failures_by_kind(judged: Sequence[Judged]) -> tuple[tuple[str, int], ...]:
     failed = (j.outcome for j in judged if j.outcome is not None and j.outcome.outcome == "failure")
     return tuple(_most_common(outcome.detail for outcome in failed))
 

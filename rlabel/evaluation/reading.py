@@ -31,6 +31,7 @@ class NamedCategory:
     name: str
     synonyms: tuple[str, ...] = ()
     supercategory: str | None = None
+    frequency: str | None = None  # of LVIS: r, c or f; of other files None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +70,30 @@ class TruthRegion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TruthImage:
+    """An image of the truth. LVIS's fields: categories that are surely not in it, and those of which not every region is outlined.
+
+    is_federated: the file has one of these fields, were they empty.
+    """
+
+    image_id: str
+    is_federated: bool = False
+    neg_category_ids: tuple[int, ...] = ()
+    not_exhaustive_category_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
     """A truth file. regions: in file order, without those whose id occurs more than once (num_ambiguous of them)."""
 
-    image_ids: tuple[str, ...]
+    images: tuple[TruthImage, ...]
     categories: tuple[NamedCategory, ...]
     regions: tuple[TruthRegion, ...]
     num_ambiguous: int
+
+    @property
+    def image_ids(self) -> tuple[str, ...]:
+        return tuple(image.image_id for image in self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +153,13 @@ def read_categories(store: Store, name: str) -> tuple[NamedCategory, ...]:
             raise InputError(f"{where}: expected an integer id and a name. Correct the row.")
         if category_id in categories:
             raise InputError(f"{where}: the id {category_id} occurs twice. Give each category an id of its own.")
-        synonyms, supercategory = row.get("synonyms"), row.get("supercategory")
+        synonyms, supercategory, frequency = row.get("synonyms"), row.get("supercategory"), row.get("frequency")
         categories[category_id] = NamedCategory(
             category_id=category_id,
             name=category_name,
             synonyms=tuple(s for s in synonyms if isinstance(s, str)) if isinstance(synonyms, list) else (),
             supercategory=supercategory if isinstance(supercategory, str) else None,
+            frequency=frequency if isinstance(frequency, str) and frequency in ("r", "c", "f") else None,
         )
     return tuple(categories.values())
 
@@ -248,7 +267,16 @@ def read_truth(truth_url: str) -> Truth:
             "(a COCO instances.json), not the proposals that were labeled."
         )
     known = {category.category_id for category in categories}
-    image_ids = tuple(i for row in stream_rows(store, name, "images") if (i := id_to_text(row.get("id"))) is not None)
+    images = tuple(
+        TruthImage(
+            image_id=i,
+            is_federated="neg_category_ids" in row or "not_exhaustive_category_ids" in row,
+            neg_category_ids=_ids(row.get("neg_category_ids")),
+            not_exhaustive_category_ids=_ids(row.get("not_exhaustive_category_ids")),
+        )
+        for row in stream_rows(store, name, "images")
+        if (i := id_to_text(row.get("id"))) is not None
+    )
     regions: list[TruthRegion] = []
     for position, row in enumerate(stream_rows(store, name, "annotations")):
         image_id, region_id = id_to_text(row.get("image_id")), id_to_text(row.get("id"))
@@ -273,7 +301,11 @@ def read_truth(truth_url: str) -> Truth:
         )
     count = Counter(region.region_id for region in regions)
     unique = tuple(region for region in regions if count[region.region_id] == 1)
-    return Truth(image_ids=image_ids, categories=categories, regions=unique, num_ambiguous=len(regions) - len(unique))
+    return Truth(images=images, categories=categories, regions=unique, num_ambiguous=len(regions) - len(unique))
+
+
+def _ids(value: JsonValue) -> tuple[int, ...]:
+    return tuple(i for i in value if isinstance(i, int) and not isinstance(i, bool)) if isinstance(value, list) else ()
 
 
 def _box(value: JsonValue) -> tuple[float, float, float, float] | None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from rlabel.evaluation.bootstrap import NUM_RESAMPLES
 from rlabel.records import JsonObject, JsonValue
+
+Interval = tuple[float, float]  # low and high bound of a 95 % bootstrap interval over images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +71,53 @@ class UnmatchedText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AveragePrecision:
-    """COCO box AP of the labels put on the truth's boxes: at IoU 0.50:0.95, 0.50 and 0.75. None without truth boxes."""
+    """COCO box AP of the labels put on the truth's boxes: at IoU 0.50:0.95, 0.50 and 0.75. None without truth boxes.
+
+    interval95: of ap, by resampling images.
+    """
 
     ap: float | None
     ap50: float | None
     ap75: float | None
+    interval95: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LvisPrecision:
+    """LVIS's federated AP with the labels' own scores, at IoU 0.50:0.95; r, c and f: over rare, common and frequent categories.
+
+    A label counts only where the truth says whether its category is in the image: num_ignored of num_labels did not.
+    None where there is no category of the kind.
+    """
+
+    ap: float | None
+    ap_rare: float | None
+    ap_common: float | None
+    ap_frequent: float | None
+    num_labels: int
+    num_ignored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticRow:
+    """Means over num_regions regions: similarity, a cosine in [-1, 1], and iou in [0, 1]; None without regions.
+
+    Intervals are over resampled images. name: which texts, and of which regions.
+    """
+
+    name: str
+    num_regions: int
+    similarity: float | None
+    similarity_interval95: Interval | None
+    iou: float | None
+    iou_interval95: Interval | None
+
+    def to_json(self) -> JsonObject:
+        pairs = {
+            "similarity_interval95": _pair(self.similarity_interval95),
+            "iou_interval95": _pair(self.iou_interval95),
+        }
+        return {**asdict(self), **pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +148,7 @@ class Evaluation:
     macro: mean over the truth's categories of their accuracies. when_labeled: accuracy of the labeled regions alone.
     top1_seen ... top1_unseen_drawing: None unless a provenance file was given.
     tied, scored: average precision with score 1.0 for every label, and with the labels' own scores.
+    lvis: of a truth with LVIS's fields. semantic: where it was asked for.
     """
 
     num_images: int
@@ -119,7 +165,9 @@ class Evaluation:
     num_without_box: int
     top1: Accuracy
     when_labeled: Accuracy
+    coverage_interval95: Interval | None
     macro: float | None
+    macro_interval95: Interval | None
     top1_seen: Accuracy | None
     top1_unseen: Accuracy | None
     top1_unseen_photo: Accuracy | None
@@ -133,6 +181,8 @@ class Evaluation:
     confusions: tuple[Confusion, ...]
     unmatched_texts: tuple[UnmatchedText, ...]
     failures_by_kind: tuple[tuple[str, int], ...]
+    lvis: LvisPrecision | None = None
+    semantic: tuple[SemanticRow, ...] = ()
 
     @property
     def coverage(self) -> float | None:
@@ -162,8 +212,11 @@ class Evaluation:
                 plain[f"{key}_interval95"] = None
         plain |= {
             "macro_accuracy": self.macro,
+            "macro_accuracy_interval95": _pair(self.macro_interval95),
             "coverage": self.coverage,
+            "coverage_interval95": _pair(self.coverage_interval95),
             "abstention_rate": self.abstention_rate,
+            "num_resamples": NUM_RESAMPLES,
             "num_images": self.num_images,
             "num_regions": self.num_regions,
             "num_labeled": self.num_labeled,
@@ -179,9 +232,11 @@ class Evaluation:
             "map_tied": self.tied.ap,
             "ap50_tied": self.tied.ap50,
             "ap75_tied": self.tied.ap75,
+            "map_tied_interval95": _pair(self.tied.interval95),
             "map_scored": self.scored.ap,
             "ap50_scored": self.scored.ap50,
             "ap75_scored": self.scored.ap75,
+            "map_scored_interval95": _pair(self.scored.interval95),
             "categories_matched_by": self.matching.method,
             "categories_missing": list(self.matching.names_missing),
             "per_supercategory": [_group_to_json(row) for row in self.per_supercategory],
@@ -190,9 +245,15 @@ class Evaluation:
             "confusions": [asdict(row) for row in self.confusions],
             "unmatched_texts": [asdict(row) for row in self.unmatched_texts],
             "failures_by_kind": dict(self.failures_by_kind),
+            "lvis": None if self.lvis is None else asdict(self.lvis),
+            "semantic": [row.to_json() for row in self.semantic],
         }
         return plain
 
 
 def _group_to_json(row: GroupRow) -> JsonValue:
     return {**asdict(row), "top1": row.top1}
+
+
+def _pair(interval: Interval | None) -> JsonValue:
+    return None if interval is None else list(interval)

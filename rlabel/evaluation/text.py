@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from rlabel.evaluation.records import Accuracy, AveragePrecision, Evaluation
+from rlabel.evaluation.bootstrap import NUM_RESAMPLES
+from rlabel.evaluation.records import Accuracy, AveragePrecision, Evaluation, Interval, LvisPrecision, SemanticRow
 
 _WIDTH = 98
 _NUM_PAIRS = 10
@@ -14,30 +15,34 @@ _NUM_PAIRS = 10
 def evaluation_to_text(evaluation: Evaluation) -> str:
     """Return the numbers and tables of an evaluation, at most 100 columns wide, ending with a newline."""
     parts = [_accuracies(evaluation), _outcomes(evaluation), _precisions(evaluation)]
+    if evaluation.lvis is not None:
+        parts.append(_lvis(evaluation.lvis))
+    if evaluation.semantic:
+        parts.append(_semantic(evaluation.semantic))
     for title, groups in (("by supercategory", evaluation.per_supercategory), ("by size", evaluation.per_size)):
         grouped = [
             (g.name, str(g.num_regions), str(g.num_labeled), str(g.num_correct), percent(g.top1)) for g in groups
         ]
-        parts.append(_table((title, "regions", "labeled", "right", "top-1"), grouped))
+        parts.append(table((title, "regions", "labeled", "right", "top-1"), grouped))
     if evaluation.decided_by:
         decided = [
             (d.step, str(d.num_labeled), str(d.num_correct), percent(d.num_correct / d.num_labeled))
             for d in evaluation.decided_by
         ]
-        parts.append(_table(("label decided by", "labels", "right", "share"), decided))
+        parts.append(table(("label decided by", "labels", "right", "share"), decided))
     if evaluation.confusions:
         shown = evaluation.confusions[:_NUM_PAIRS]
         pairs = [(f"{c.true_name} -> {c.predicted_name}", str(c.num_regions)) for c in shown]
-        parts.append(_table(("most confused (true -> labeled)", "regions"), pairs))
+        parts.append(table(("most confused (true -> labeled)", "regions"), pairs))
     if evaluation.unmatched_texts:
         texts = [
             (repr(u.text), str(u.num_regions), u.nearest_name or "-", u.true_name)
             for u in evaluation.unmatched_texts[:_NUM_PAIRS]
         ]
-        parts.append(_table(("unmatched answer", "regions", "nearest name", "true name"), texts, left=(0, 2, 3)))
+        parts.append(table(("unmatched answer", "regions", "nearest name", "true name"), texts, left=(0, 2, 3)))
     if evaluation.failures_by_kind:
         failed = [(kind or "-", str(count)) for kind, count in evaluation.failures_by_kind]
-        parts.append(_table(("failed because of", "regions"), failed))
+        parts.append(table(("failed because of", "regions"), failed))
     return "\n".join(parts)
 
 
@@ -50,7 +55,12 @@ def interval(accuracy: Accuracy) -> str:
     """Return the 95 % interval in percent, "-" without regions."""
     if accuracy.low95 is None or accuracy.high95 is None:
         return "-"
-    return f"{100 * accuracy.low95:.1f} to {100 * accuracy.high95:.1f}"
+    return bounds((accuracy.low95, accuracy.high95))
+
+
+def bounds(pair: Interval | None) -> str:
+    """Return an interval of shares in percent, "-" where there is none."""
+    return "-" if pair is None else f"{100 * pair[0]:.1f} to {100 * pair[1]:.1f}"
 
 
 def named_accuracies(evaluation: Evaluation) -> list[tuple[str, Accuracy]]:
@@ -84,6 +94,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         )
     if evaluation.matching.method == "name":
         found.append("Truth and vocabulary number their categories differently; matched by name.")
+    if evaluation.num_regions:
+        found.append(f"Intervals are of {NUM_RESAMPLES} resamples of the images.")
     missing = evaluation.matching.names_missing
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -100,8 +112,8 @@ def _accuracies(evaluation: Evaluation) -> str:
         (name, str(a.num_regions), str(a.num_correct), percent(a.share), interval(a))
         for name, a in named_accuracies(evaluation)
     ]
-    rows.append(("mean over categories", "", "", percent(evaluation.macro), ""))
-    return _table(("accuracy", "regions", "right", "top-1", "95 % interval"), rows)
+    rows.append(("mean over categories", "", "", percent(evaluation.macro), bounds(evaluation.macro_interval95)))
+    return table(("accuracy", "regions", "right", "top-1", "95 % interval"), rows)
 
 
 def _outcomes(evaluation: Evaluation) -> str:
@@ -114,8 +126,9 @@ def _outcomes(evaluation: Evaluation) -> str:
         ("failed", evaluation.num_failed),
         ("missing", evaluation.num_missing),
     )
-    rows = [(name, str(count), share(count)) for name, count in counts]
-    lines = [_table(("outcome", "regions", "share"), rows)]
+    rows = [(name, str(count), share(count), "") for name, count in counts]
+    rows[0] = (*rows[0][:3], bounds(evaluation.coverage_interval95))
+    lines = [table(("outcome", "regions", "share", "95 % interval"), rows)]
     lines += [
         textwrap.fill(f"Note: {_printable(note)}", _WIDTH, subsequent_indent="      ") + "\n"
         for note in notes(evaluation)
@@ -125,14 +138,46 @@ def _outcomes(evaluation: Evaluation) -> str:
 
 def _precisions(evaluation: Evaluation) -> str:
     def row(name: str, precision: AveragePrecision) -> tuple[str, ...]:
-        return (name, percent(precision.ap), percent(precision.ap50), percent(precision.ap75))
+        shown = bounds(precision.interval95)
+        return (name, percent(precision.ap), shown, percent(precision.ap50), percent(precision.ap75))
 
     rows = [row("all scores 1.0 (tied)", evaluation.tied), row("the labels' own scores", evaluation.scored)]
-    return _table(("mAP on the truth's boxes", "AP", "AP50", "AP75"), rows)
+    return table(("mAP on the truth's boxes", "AP", "95 % interval", "AP50", "AP75"), rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
-    """Return an aligned table; the columns in `left` are texts and are cut where the table would get too wide."""
+def _lvis(lvis: LvisPrecision) -> str:
+    cells = [
+        (
+            "the labels' own scores",
+            percent(lvis.ap),
+            percent(lvis.ap_rare),
+            percent(lvis.ap_common),
+            percent(lvis.ap_frequent),
+        )
+    ]
+    shown = table(("LVIS AP on the truth's boxes", "AP", "APr", "APc", "APf"), cells)
+    if not lvis.num_ignored:
+        return shown
+    return f"{shown}{lvis.num_ignored} of {lvis.num_labels} labels ignored: nobody checked their categories there.\n"
+
+
+def _semantic(rows: Sequence[SemanticRow]) -> str:
+    cells = [
+        (
+            row.name,
+            str(row.num_regions),
+            percent(row.similarity),
+            bounds(row.similarity_interval95),
+            percent(row.iou),
+            bounds(row.iou_interval95),
+        )
+        for row in rows
+    ]
+    return table(("meaning (Osprey)", "regions", "similarity", "95 % interval", "IoU", "95 % interval"), cells)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Return an aligned table for a console; the columns in `left` are texts and are cut where the table would get too wide."""
     cells = [[_printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     room = _WIDTH - 2 * (len(header) - 1) - sum(w for column, w in enumerate(widths) if column not in left)

@@ -13,7 +13,7 @@ import jinja2
 from rlabel.errors import InputError
 from rlabel.evaluation.evaluate import evaluate_run
 from rlabel.evaluation.records import Evaluation
-from rlabel.evaluation.text import interval, named_accuracies, notes, percent
+from rlabel.evaluation.text import bounds, interval, named_accuracies, notes, percent
 from rlabel.report.sheet import Picture, draw_pictures, sheet_to_png
 from rlabel.report.summary import RunSummary, summarise_run
 from rlabel.storage import Store
@@ -82,6 +82,7 @@ def render_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
+    environment.filters["bounds"] = bounds
     template = environment.from_string(files("rlabel.report").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         run_name=run_name,

@@ -8,13 +8,18 @@ import math
 
 from rlabel.records import JsonObject, JsonValue
 
+# Made once: making one takes as long as a short line does. JSON values hold no cycles.
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
+)
+
 
 def canonical_bytes(value: JsonValue) -> bytes:
     """Return a value as one line of UTF-8 JSON: keys sorted, no spaces, floats by their shortest exact repr.
 
     Raises ValueError for NaN and infinities, which JSON does not have; `json_safe` replaces them.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = _ENCODER.encode(value)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

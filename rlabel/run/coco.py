@@ -10,6 +10,7 @@ import re
 from rlabel.records import (
     Abstention,
     Caption,
+    Evidence,
     Failure,
     JsonObject,
     JsonValue,
@@ -22,6 +23,7 @@ from rlabel.records import (
 from rlabel.run.canonical import canonical_bytes, json_safe, object_of
 from rlabel.run.manifest import Manifest
 from rlabel.run.query_io import query_to_json
+from rlabel.vocabulary.scores import candidate_share
 
 # Keys of an input row that never come back: ours, what must not be taken over from a labeled input, and names that
 # FiftyOne keeps for itself on a label (an attribute of that name would replace its own field).
@@ -46,6 +48,8 @@ def label_to_annotation(label: Label, annotation_id: int, run_id: str) -> JsonOb
         "similarity": label.snap.similarity,
         "margin": label.snap.margin,
         "decided_by": label.snap.decided_by,
+        **_evidence_attributes(label.evidence),
+        **({} if label.raw_score is None else {"raw_score": label.raw_score}),
         "run_id": run_id,
     }
     return {
@@ -117,6 +121,7 @@ def abstention_to_line(abstention: Abstention, file_name: JsonValue) -> JsonObje
         "nearest_name": abstention.snap.nearest_name,
         "similarity": abstention.snap.similarity,
         "margin": abstention.snap.margin,
+        **_evidence_attributes(abstention.evidence),
         "bbox": list(abstention.box_xywh),
         "area": abstention.area_px,
     }
@@ -206,6 +211,22 @@ def _annotation(outcome: Label | Caption, annotation_id: int, own_attributes: Js
             **more,
         },
     }
+
+
+def _evidence_attributes(evidence: Evidence) -> JsonObject:
+    """Return the evidence as scalars; of the candidates, the share of the first and which one comes second."""
+    fields: JsonObject = {
+        "num_tokens": evidence.num_tokens,
+        "mean_logprob": evidence.mean_logprob,
+        "min_logprob": evidence.min_logprob,
+    }
+    if evidence.agreement is not None:
+        fields["agreement"] = evidence.agreement
+    if evidence.candidates:
+        fields["candidate_share"] = candidate_share(evidence)
+    if len(evidence.candidates) > 1:
+        fields["runner_up_id"] = evidence.candidates[1].category_id
+    return fields
 
 
 def _place(place: Place) -> JsonObject:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from rlabel.run.records_io import (
     Footer,
     check_footer,
     checked_body,
+    close_body,
     footer_from_tail,
     image_rows,
     result_from_bytes,
@@ -132,11 +134,19 @@ class RunDirectory:
 
     def read_image_rows(self, index: int) -> list[JsonObject]:
         """Return a committed shard's image rows, verbatim and in order, every byte checked. Raises as `read`."""
+        return image_rows(self.read_body(index)[0])
+
+    def read_body(self, index: int) -> tuple[bytes, Footer]:
+        """Return the lines of a committed shard without its footer, and the footer, every byte checked. Raises as `read`."""
         try:
-            body, _ = checked_body(self._shard_bytes(index), index, self.fingerprint)
+            return checked_body(self._shard_bytes(index), index, self.fingerprint)
         except DamagedShard as damage:
             raise self._damaged(index, damage) from damage
-        return image_rows(body)
+
+    def commit_body(self, body: bytes, footer: Footer) -> bool:
+        """Write a shard from its lines, as `commit` does; the footer's fingerprint, rows and hash are set here."""
+        own = replace(footer, fingerprint=self.fingerprint)
+        return self.store.put_if_absent(self.shard_path(own.shard), close_body(body, own))
 
     def read_footer(self, index: int) -> Footer:
         """Return a committed shard's footer, reading only the end of its file. Raises as `read`."""

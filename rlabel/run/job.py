@@ -18,6 +18,8 @@ from rlabel.run.manifest import CorpusSummary, Manifest, PlanSummary, plan_summa
 from rlabel.run.query_rows import NearestPairs, Queries, QueryFile, with_queries
 from rlabel.run.questions import example_question, task_question
 from rlabel.storage import Store
+from rlabel.vocabulary.calibration import Calibrator, check_fits, load_calibrator, threshold_for
+from rlabel.vocabulary.thesaurus import thesaurus_digest
 from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row, load_vocabulary
 
 
@@ -25,7 +27,8 @@ from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row, load_vocab
 class LabelJob:
     """A planned job. model: the resolved folder, absolute. Close the corpus when done; its temporary file goes then.
 
-    vocabulary: of classify, else None. queries: of relate and refer, else None.
+    vocabulary: of classify, else None. also: further vocabularies that the same answers are snapped to. queries: of relate and refer, else None.
+    calibrator: of the scores, None where they stay as they are; calibrator_notes: what a user should know of it. min_score: given, or by --precision.
     """
 
     settings: LabelSettings
@@ -35,6 +38,10 @@ class LabelJob:
     queries: Queries | None
     plan: PlanSummary
     manifest: Manifest
+    calibrator: Calibrator | None = None
+    calibrator_notes: tuple[str, ...] = ()
+    min_score: float | None = None
+    also: tuple[Vocabulary, ...] = ()
 
     @property
     def question(self) -> str:
@@ -76,9 +83,11 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     settings.check()
     question = task_question(settings)
     vocabulary = _vocabulary(settings)
+    also = _also(settings)
     _check_folder(settings.images)
-    embedder = _embedder_name(settings.embedder) if vocabulary is not None else None
+    embedder = embedder_name(settings.embedder) if vocabulary is not None else None
     queries = _queries(settings)
+    calibrator, min_score = _calibrator(settings)
     model = resolve(settings.model)
     model_sha256 = model_fingerprint(model)
     load_processor(str(model)).prompt(example_question(settings))
@@ -98,18 +107,30 @@ def plan_job(settings: LabelSettings) -> LabelJob:
         "question": question,
         "model_sha256": model_sha256,
         "embedder": embedder,
+        "thesaurus_sha256": _thesaurus_sha256(settings),
+        "calibrator_sha256": None if calibrator is None else calibrator.sha256,
+        "min_score": min_score,
         "vocabulary": None if vocabulary is None else vocabulary.name,
         "vocabulary_sha256": None if vocabulary is None else vocabulary.sha256,
+        "also_vocabularies_sha256": [one.sha256 for one in also],
         "pairs_sha256": queries.sha256 if queries is not None and settings.task == "relate" else None,
         "expressions_sha256": queries.sha256 if queries is not None and settings.task == "refer" else None,
     }
     categories = () if vocabulary is None else vocabulary.categories
+    rows = tuple(category_to_row(category) for category in categories)
+    notes: list[str] = []
+    if calibrator is not None:
+        try:
+            notes = check_fits(calibrator, deciding, rows, f"--calibrator {settings.calibrator}")
+        except InputError:
+            corpus.close()
+            raise
     manifest = Manifest(
         rlabel_version=rlabel.__version__,
         settings=deciding,
         corpus=CorpusSummary(sha256=corpus.sha256, num_images=corpus.num_images, num_regions=corpus.num_regions),
         plan=plan,
-        categories=tuple(category_to_row(category) for category in categories),
+        categories=rows,
         header={"info": corpus.info, "licenses": corpus.licenses},
     )
     return LabelJob(
@@ -120,6 +141,10 @@ def plan_job(settings: LabelSettings) -> LabelJob:
         queries=queries,
         plan=plan,
         manifest=manifest,
+        calibrator=calibrator,
+        calibrator_notes=tuple(notes),
+        min_score=min_score,
+        also=also,
     )
 
 
@@ -130,9 +155,12 @@ def check_files(settings: LabelSettings) -> None:
     """
     settings.check()
     _vocabulary(settings)
+    _also(settings)
     _queries(settings)
+    _calibrator(settings)
+    _thesaurus_sha256(settings)
     _check_folder(settings.images)
-    _embedder_name(settings.embedder)
+    embedder_name(settings.embedder)
     with read_corpus(settings.regions):
         pass
 
@@ -157,6 +185,24 @@ def _vocabulary(settings: LabelSettings) -> Vocabulary | None:
     return load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
 
 
+def _also(settings: LabelSettings) -> tuple[Vocabulary, ...]:
+    return tuple(load_vocabulary(url, keep_zero_ids=settings.keep_zero_ids) for url in settings.also_vocabulary)
+
+
+def _thesaurus_sha256(settings: LabelSettings) -> str | None:
+    return None if settings.thesaurus is None else thesaurus_digest(settings.thesaurus)
+
+
+def _calibrator(settings: LabelSettings) -> tuple[Calibrator | None, float | None]:
+    """Return the calibrator, if one is asked for, and the least score of a label, if there is one."""
+    if settings.calibrator is None:
+        return None, settings.min_score
+    calibrator = load_calibrator(settings.calibrator)
+    if settings.precision is None:
+        return calibrator, settings.min_score
+    return calibrator, threshold_for(calibrator, settings.precision, settings.calibrator)
+
+
 def _queries(settings: LabelSettings) -> Queries | None:
     """Return what is asked of several regions at once, if the task asks that."""
     if settings.expressions is not None:
@@ -175,7 +221,7 @@ def _shards(settings: LabelSettings, corpus: Corpus, queries: Queries | None) ->
     return with_queries(shards, queries, settings.max_regions_per_shard, with_strays=settings.limit is None)
 
 
-def _embedder_name(embedder: str | None) -> str:
+def embedder_name(embedder: str | None) -> str:
     """Return what the manifest calls an embedder: never a path, since the same model may lie elsewhere at the next start.
 
     Raises InputError for a folder that is not there.

@@ -51,7 +51,7 @@ _FILES = {
     "refer": ("referred.json", "referrals"),
 }
 _RUN_ID_LENGTH = 12
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +142,13 @@ def _write_outcomes(
         num_images += len(result.images)
         file_names = _file_names(result)
         for outcome in result.outcomes:
-            file_name = file_names.get(canonical_bytes(json_safe(outcome.image_id)))
             if isinstance(outcome, Abstention):
                 num_abstentions += 1
+                file_name = file_names.get(canonical_bytes(json_safe(outcome.image_id)))
                 spools[ABSTAINED].write(canonical_bytes(abstention_to_line(outcome, file_name)) + b"\n")
             elif isinstance(outcome, Failure | QueryFailure):
                 failures[outcome.kind] += 1
+                file_name = file_names.get(canonical_bytes(json_safe(outcome.image_id)))
                 spools[FAILURES].write(canonical_bytes(failure_to_line(outcome, file_name)) + b"\n")
             else:
                 row_id = _own_id(outcome)

