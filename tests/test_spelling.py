@@ -126,6 +126,19 @@ def test_a_share_of_the_rows_asks_all_in_one_conversation() -> None:
     assert result.loss.item() != apart.loss.item()
 
 
+def test_names_of_many_regions_at_once_are_asked_of_any_number_of_them() -> None:
+    step = training_step(tiny(), stage("spell", learning_rates=rates(*PARTS), tasks={"classify_all": 1.0}))
+    facts = [RegionFacts(box_xywh=(0, 0, 1, 1), area_px=1, name="cat") for _ in range(16)]
+    torch.manual_seed(0)
+    asked = [step._draw_turns(facts) for _ in range(200)]
+    assert all(len(turns) == 1 for turns in asked)
+    counts = {len(turns[0].mentions) for turns in asked}
+    assert {1, 2, 5, 16} <= counts and max(counts) == 16
+    assert all(
+        turns[0].answer == " ".join(f"{n}: cat" for n in range(1, len(turns[0].mentions) + 1)) for turns in asked
+    )
+
+
 def test_made_up_boxes_lie_in_the_picture_and_hold_their_area() -> None:
     torch.manual_seed(0)
     left, top, right, bottom, area = make_up_boxes(2000, torch.device("cpu")).unbind(1)

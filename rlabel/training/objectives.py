@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rlabel.labeling.engine import DeviceBatch, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
-from rlabel.prompts.tasks import RegionFacts, draw_turns
+from rlabel.prompts.tasks import RegionFacts, Task, draw_turns
 from rlabel.prompts.templates import Turn
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.places import place_of_masks
@@ -240,7 +240,19 @@ class TrainingStep(nn.Module):
     def _draw_turns(self, facts: Sequence[RegionFacts]) -> list[Turn]:
         """Return questions about regions, drawn as the stage's tasks say; where none is drawn, the name of the first is asked."""
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        turns = draw_turns(facts, (), self.stage.tasks, random, plain_first=PLAIN_FIRST)
+        tasks: dict[Task, float] = {**self.stage.tasks, "classify_all": 0.0}
+        turns = draw_turns(facts, (), tasks, random, plain_first=PLAIN_FIRST)
+        if random.random() < self.stage.tasks.get("classify_all", 0.0):
+            # Of any number of them: asked of a full row always, the language model takes few regions for choices to refer to.
+            chosen = set(random.permutation(len(facts))[: 1 + int(random.integers(len(facts)))].tolist())
+            names = [fact.name if i in chosen else None for i, fact in enumerate(facts)]
+            turns += draw_turns(
+                [replace(fact, name=name) for fact, name in zip(facts, names, strict=True)],
+                (),
+                {"classify_all": 1.0},
+                random,
+                plain_first=PLAIN_FIRST,
+            )
         if not turns:
             turns = [Turn(question=CLASSIFY[0], mentions=(0,), answer=facts[0].name)]
         return turns
