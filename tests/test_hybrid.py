@@ -17,6 +17,7 @@ from rlabel.labeling.trie import ROOT, Trie
 from rlabel.records import LikelyCategory, Snap
 from rlabel.regiongpt.processing import RegionInputs
 from rlabel.vocabulary.likelihood import Choosing, LikelyName, likelihood_score
+from rlabel.vocabulary.snapping import Snapper
 from rlabel.vocabulary.vocabulary import Category, make_vocabulary
 
 NAMES = ["cat", "dog", "teapot", "fire hydrant", "umbrella", "fire truck", "a"]
@@ -178,6 +179,15 @@ def test_a_denial_stays_an_abstention(reason: str) -> None:
     chosen, candidates = vocabulary().choose(snap(None, reason), likely(dog=-0.1))
     assert chosen.category_id is None and chosen.reason == reason
     assert candidates == (LikelyCategory(category_id=5, logprob=-0.1),)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "...", "\U0001f600", "unknown", "not a cat", "there is no dog"])
+def test_what_names_nothing_is_known_by_what_snapping_says_of_it(text: str) -> None:
+    two = make_vocabulary("two", [Category(category_id=3, name="cat"), Category(category_id=5, name="dog")])
+    (said,) = Snapper(two, None).snap([text])
+    assert said.category_id is None
+    chosen, _ = Choosing(two).choose(said, likely(dog=-0.1))
+    assert chosen == said
 
 
 def test_a_text_that_no_category_is_near_to_is_decided_by_likelihood() -> None:
