@@ -1,7 +1,7 @@
 """The decoding engine: one image encoded once, its prompt prefix computed once, all its regions answered in one batch.
 
 Greedy and exact: in float32 it gives the texts that transformers' own `generate` gives for one region at a time.
-What it leaves out: decoding inside a vocabulary, continuous batching, packing.
+Inside a vocabulary it takes the likeliest token that goes on to a name. What it leaves out: continuous batching, packing.
 
 Legend: B images, R regions of all of them, N questions about them, C texts whose probability is asked for, A tokens of such a text,
 K tokens a region, Z zoomed crops, P prefix tokens, S suffix tokens, D width, V vocabulary of the tokenizer.

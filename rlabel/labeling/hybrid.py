@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from rlabel.config import RankBy
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion
 from rlabel.labeling.describer import inputs_of
 from rlabel.labeling.engine import Decoded, Encoded, Engine
@@ -21,9 +21,6 @@ from rlabel.labeling.trie import ROOT, Trie
 from rlabel.regiongpt.processing import RegionInputs
 from rlabel.vocabulary.likelihood import LikelyName
 
-# total: the probability of the name. per_token: its mean over the name's tokens, end token included. prior: divided by what the model gives to the name
-# where picture and region are blank ("contextual calibration", Zhao et al. 2021, arXiv 2102.09690).
-RankBy = Literal["total", "per_token", "prior"]
 # A vocabulary of so few names is scored in full: a beam as wide as that leaves nothing out.
 _ALL_OF = 32
 
@@ -32,7 +29,9 @@ class HybridDescriber:
     """Gives each region's free text with the log-probabilities of its likeliest names.
 
     names: those of the vocabulary, synonyms included. num_candidates: names that the beam keeps; all of a small vocabulary.
-    near: gives, for each text, names that it is near to; they are scored as well. rank_by: see RankBy; the beam goes by the total in any case.
+    near: gives, for each text, names that it is near to; they are scored as well.
+    rank_by: total: the probability of the name; per_token: its mean over the name's tokens, end token included; prior: divided by what the model gives
+    to the name where picture and region are blank ("contextual calibration", Zhao et al. 2021, arXiv 2102.09690). The beam goes by the total in any case.
     """
 
     def __init__(
@@ -120,8 +119,9 @@ class HybridDescriber:
                 regions_RKD=torch.zeros_like(encoded.regions_RKD[:1]),
                 counts=(1,),
             )
-            scores = self.engine.score_encoded(blank, [[new]], self.engine.prompt)[0][0]
-            self._prior.update(zip(new, scores, strict=True))
+            for name in new:
+                # One at a time: what is kept must not hang on which names another shard brought first.
+                self._prior[name] = self.engine.score_encoded(blank, [[[name]]], self.engine.prompt)[0][0][0]
 
 
 def likeliest_names(
