@@ -74,7 +74,7 @@ def tag_lines(region: DrawnRegion) -> list[str]:
     else:
         lines = [_cut(f"failed: {region.words}", _MAX_TAG_CHARACTERS)]
     if region.true_name is not None and region.is_correct is not True:
-        lines.append(_cut(f"is: {region.true_name}", _MAX_TAG_CHARACTERS))
+        lines.append(_cut(f"{region.true_from}: {region.true_name}", _MAX_TAG_CHARACTERS))
     return lines
 
 

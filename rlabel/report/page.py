@@ -14,7 +14,7 @@ from rlabel.errors import InputError
 from rlabel.evaluation.evaluate import evaluate_run
 from rlabel.evaluation.records import Evaluation
 from rlabel.evaluation.text import bounds, interval, named_accuracies, notes, percent
-from rlabel.report.sheet import Picture, draw_pictures, sheet_to_png
+from rlabel.report.sheet import Picture, draw_pictures, run_legend, sheet_to_png
 from rlabel.report.summary import RunSummary, summarise_run
 from rlabel.storage import Store
 
@@ -63,7 +63,7 @@ def write_report(
     page = render_page(name, summarise_run(run_url), evaluation, pictures, truth_url is not None, no_pictures_because)
     written = [REPORT]
     if pictures:
-        store.put(SHEET, sheet_to_png(pictures, is_judged=truth_url is not None))
+        store.put(SHEET, sheet_to_png(pictures, run_legend(is_judged=truth_url is not None)))
         written.append(SHEET)
     store.put(REPORT, page.encode("utf-8", "replace"))
     return tuple(store.join(path) for path in written)

@@ -29,7 +29,8 @@ class DrawnRegion:
     """A region to draw.
 
     words: the label's name, the abstention's answer or the failure's cause. score: of labels, in [0, 1].
-    true_name: the truth's category; None without a truth. is_correct: of labels with a truth, else None.
+    true_name: the truth's category, or what people said; None without either. true_from: what is written before it.
+    is_correct: of labels with a truth, else None.
     segmentation, box_xywh: verbatim as the file has them; None where neither the run nor the truth knows the outline.
     """
 
@@ -40,6 +41,7 @@ class DrawnRegion:
     is_correct: bool | None
     segmentation: JsonValue
     box_xywh: JsonValue
+    true_from: str = "is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw
 
@@ -29,6 +30,8 @@ _CARD: Color = (255, 255, 255)
 _INK: Color = (24, 28, 36)
 _FAINT_INK: Color = (92, 99, 112)
 _CANDIDATES_PER_PICTURE = 3  # some pictures cannot be opened
+# Words and the colour that they explain.
+Legend: TypeAlias = "tuple[tuple[str, Color], ...]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ def make_sheet(
     """
     pictures = draw_pictures(run_url, images_url, truth_url, max_images)
     store, name = split_url(out_path)
-    store.put(name, sheet_to_png(pictures, is_judged=truth_url is not None))
+    store.put(name, sheet_to_png(pictures, run_legend(is_judged=truth_url is not None)))
     return len(pictures)
 
 
@@ -103,8 +106,14 @@ def _counts(regions: Sequence[DrawnRegion]) -> str:
     return ", ".join(f"{counted[word]} {word}" for word in order if counted[word]) or "no regions"
 
 
-def sheet_to_png(pictures: Sequence[Picture], is_judged: bool) -> bytes:
-    """Return the PNG of a sheet: a legend, then the pictures in columns, each with its file name and counts above."""
+def run_legend(is_judged: bool) -> Legend:
+    """Return what the colours of a run's regions mean. is_judged: a truth is given."""
+    judged: Legend = (("right", RIGHT), ("wrong, with the true name", WRONG)) if is_judged else ()
+    return (*judged, ("abstained", ABSTAINED), ("failed", FAILED))
+
+
+def sheet_to_png(pictures: Sequence[Picture], legend: Legend) -> bytes:
+    """Return the PNG of a sheet: the legend, then the pictures in columns, each with its file name and counts above."""
     num_columns = max(1, min(_NUM_COLUMNS, len(pictures)))
     bottoms = [_HEADER_PX] * num_columns
     spots: list[tuple[int, int, Picture]] = []
@@ -115,7 +124,7 @@ def sheet_to_png(pictures: Sequence[Picture], is_judged: bool) -> bytes:
     width = _MARGIN_PX + num_columns * (TILE_WIDTH_PX + _MARGIN_PX)
     sheet = Image.new("RGB", (width, max(bottoms)), _PAPER)
     brush = ImageDraw.Draw(sheet)
-    _draw_legend(brush, is_judged)
+    _draw_legend(brush, legend)
     for left, top, picture in spots:
         bottom = top + _CAPTION_PX + picture.image.height
         brush.rectangle((left, top, left + TILE_WIDTH_PX - 1, bottom - 1), fill=_CARD)
@@ -126,12 +135,10 @@ def sheet_to_png(pictures: Sequence[Picture], is_judged: bool) -> bytes:
     return stream.getvalue()
 
 
-def _draw_legend(brush: ImageDraw.ImageDraw, is_judged: bool) -> None:
-    judged: tuple[tuple[str, Color], ...] = (("right", RIGHT), ("wrong, with the true name", WRONG))
-    entries = (*(judged if is_judged else ()), ("abstained", ABSTAINED), ("failed", FAILED))
+def _draw_legend(brush: ImageDraw.ImageDraw, legend: Legend) -> None:
     font = load_font(_CAPTION_FONT_PX)
     x, middle = _MARGIN_PX, _HEADER_PX // 2
-    for words, color in entries:
+    for words, color in legend:
         brush.rounded_rectangle((x, middle - 8, x + 16, middle + 8), 3, fill=color)
         brush.text((x + 24, middle), words, fill=_INK, font=font, anchor="lm")
         x += 24 + round(brush.textlength(words, font=font)) + 24

@@ -9,7 +9,7 @@ from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
 from rlabel.evaluation.reading import id_to_text
 from rlabel.records import JsonObject
-from rlabel.report.drawing import draw_regions
+from rlabel.report.drawing import WRONG, draw_regions
 from rlabel.report.reading import DrawnRegion
 from rlabel.report.sheet import TILE_HEIGHT_PX, TILE_WIDTH_PX, Picture, sheet_to_png
 from rlabel.storage import Store, split_url
@@ -53,7 +53,7 @@ def write_suspects_sheet(document: JsonObject, images_url: str, out_url: str, ma
             f"{images_url}: no picture of a suspect can be drawn ({why}). Name the folder that was labeled."
         )
     store, name = split_url(out_url)
-    store.put(name, sheet_to_png(pictures, is_judged=True))
+    store.put(name, sheet_to_png(pictures, (("the labeler's name, and what people said", WRONG),)))
     return len(pictures)
 
 
@@ -72,4 +72,5 @@ def _drawn(row: JsonObject, case: JsonObject) -> DrawnRegion:
         is_correct=False,
         segmentation=row.get("segmentation"),
         box_xywh=row.get("bbox"),
+        true_from="human",
     )
