@@ -89,14 +89,14 @@ setup(
     long_description=readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE", "NOTICE"],
+    license_files=["LICENSE", "NOTICE", "rlabel/vocabulary/wordnet/LICENSE"],
     python_requires=">=3.11",  # transformers 5.23 and numpy 2.4 start there
     # Named, not found: `jobs`, `tests` and `examples` must not become top-level packages of somebody's environment.
     # `python -m jobs.label` runs from a checkout, which is also what `ray job submit --working-dir .` sends.
     packages=[*find_packages(include=["rlabel", "rlabel.*"]), "rlabel.schemas"],
     package_dir={"rlabel.schemas": "schemas"},
     package_data={
-        "rlabel": ["py.typed", "recipes/*.yaml", "embedded/**/*", "report/templates/*"],
+        "rlabel": ["py.typed", "recipes/*.yaml", "embedded/**/*", "report/templates/*", "vocabulary/wordnet/*"],
         "rlabel.schemas": ["*.json"],
     },
     zip_safe=False,

@@ -1,11 +1,11 @@
 """Plants wrong human labels and counts how many `rlabel audit` finds.
 
     rlabel label --images images/ --regions instances.json --vocabulary names.json --out run/
-    python benchmarks/audit.py --run run/ --truth instances.json [--share 0.05] [--seeds 5] [--provenance FILE]
+    python benchmarks/audit.py --run run/ --truth instances.json [--share 0.05] [--seeds 5] [--provenance FILE] [--calibrator FILE]
 
 In a copy of the truth a share of the non-crowd regions gets another category, drawn uniformly among the others. The run's suspects,
-most confident first, are compared with what was planted: recall where precision is still 50 %, and the whole curve. True labels that
-the labeler contradicts count as false alarms, also where people were wrong before. With provenance, seen and unseen pictures apart.
+likeliest to be wrong first, are compared with what was planted: recall where precision is still 50 %, the whole curve, and what `--precision 0.5` lists.
+True labels that the labeler contradicts count as false alarms, also where people were wrong before. With provenance, seen and unseen pictures apart.
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ def recall_at(precision_N: np.ndarray, recall_N: np.ndarray, wanted: float) -> f
     return float(recall_N[enough].max()) if enough.any() else 0.0
 
 
-def measure(run: str, document: dict[str, Any], share: float, seed: int) -> tuple[Audit, set[Key]]:
+def measure(
+    run: str, document: dict[str, Any], share: float, seed: int, calibrator: str | None
+) -> tuple[Audit, set[Key]]:
     changed = json.loads(json.dumps(document))
     planted = plant(changed, share, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "planted.json"
         path.write_text(json.dumps(changed), encoding="utf-8")
-        return audit_run(run, str(path)), planted
+        return audit_run(run, str(path), calibrator), planted
 
 
 def main() -> None:
@@ -64,13 +66,16 @@ def main() -> None:
     parser.add_argument("--run", required=True)
     parser.add_argument("--truth", required=True, type=Path)
     parser.add_argument("--provenance")
+    parser.add_argument("--calibrator")
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     document = json.loads(options.truth.read_text(encoding="utf-8"))
     covered = read_run_image_ids(Store.open(options.run))  # a run of --limit: nothing is planted where it cannot look
     document["annotations"] = [row for row in document["annotations"] if str(row["image_id"]) in covered]
-    measured = [measure(options.run, document, options.share, seed) for seed in range(options.seeds)]
+    measured = [
+        measure(options.run, document, options.share, seed, options.calibrator) for seed in range(options.seeds)
+    ]
     groups: dict[str, set[str] | None] = {"all regions": None}
     if options.provenance:
         origins = read_provenance(options.provenance)
@@ -88,12 +93,17 @@ def main() -> None:
     for wanted in RECALLS:
         at = [float(p[r >= wanted].max()) if (r >= wanted).any() else float("nan") for p, r in curves]
         print(f"| {100 * wanted:.0f} % | {'not reached' if np.isnan(at).any() else f'{100 * np.mean(at):.1f} %'} |")
-    audit = measured[0][0]
-    half = choose_suspects(audit, precision=0.5)
-    held = sum((s.image_id, s.region_id) in measured[0][1] for s in half)
+    listed = [choose_suspects(audit, precision=0.5) for audit, _ in measured]
+    held = [
+        sum((s.image_id, s.region_id) in planted for s in own)
+        for own, (_, planted) in zip(listed, measured, strict=True)
+    ]
+    num_listed, num_planted = sum(len(own) for own in listed), sum(len(planted) for _, planted in measured)
+    noise = np.mean([audit.noise or 0 for audit, _ in measured])
     print(
-        f"\nseed 0: {audit.num_judged} of {audit.num_regions} regions judged; estimated noise {100 * (audit.noise or 0):.1f} %; "
-        f"--precision 0.5 lists {len(half)}, of which {held} were planted"
+        f"\n{measured[0][0].num_judged} of {measured[0][0].num_regions} regions judged; estimated noise {100 * noise:.1f} %; "
+        f"--precision 0.5 lists {num_listed / len(listed):.0f}, of which {100 * sum(held) / max(num_listed, 1):.1f} % were planted: "
+        f"{100 * sum(held) / num_planted:.1f} % of all that was"
     )
 
 

@@ -1,10 +1,11 @@
 """Measures calibrated scores on held-out images of a run: calibration error, Brier, risk and coverage, coverage at a precision.
 
-    python benchmarks/calibration.py RUN --truth INSTANCES.json [--provenance P] [--splits 20] [--precision 0.95]
+    python benchmarks/calibration.py RUN --truth INSTANCES.json [--provenance P] [--splits 20] [--precision 0.95] [--confidence 0.95]
+        [--method M] [--group-by source]
 
 Images are parted into halves in several ways; each half is labeled by a calibrator of the other. Means over the ways, with their standard deviation.
-Prints tables in Markdown: each method forced, then what cross-validation chooses; all pictures, then (with --provenance) the unseen alone, fitted
-on unseen ones too.
+Prints tables in Markdown: each method forced, then what cross-validation chooses (with --method, only that one); all pictures, then (with
+--provenance) the unseen alone, fitted on unseen ones too.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ def mean_and_spread(values: Sequence[float], scale: float = 1.0, digits: int = 4
 
 
 def several(
-    run: ScoredRun, num_splits: int, precision: float, methods: Sequence[Method], unseen_only: bool
+    run: ScoredRun, options: argparse.Namespace, methods: Sequence[Method], unseen_only: bool
 ) -> list[Calibration]:
     return [
-        calibrate(run, seed=seed, precision=precision, methods=methods, unseen_only=unseen_only)
-        for seed in range(num_splits)
+        calibrate(
+            run,
+            seed=seed,
+            precision=options.precision,
+            confidence=options.confidence,
+            methods=methods,
+            unseen_only=unseen_only,
+            group_by=options.group_by,
+        )
+        for seed in range(options.splits)
     ]
 
 
@@ -99,23 +108,24 @@ def print_seen(found: Sequence[Calibration]) -> None:
         )
 
 
-def print_all(title: str, run: ScoredRun, num_splits: int, precision: float, unseen_only: bool) -> None:
+def print_all(title: str, run: ScoredRun, options: argparse.Namespace, unseen_only: bool) -> None:
     """Print everything of one population."""
-    auto = several(run, num_splits, precision, METHODS, unseen_only)
+    methods: tuple[Method, ...] = (options.method,) if options.method else METHODS
+    auto = several(run, options, methods, unseen_only)
     first = auto[0]
     print(f"\n## {title}\n")
     print(
         f"{first.num_labels} labels of {first.num_regions} regions in {first.num_images} images, {100 * first.num_right / first.num_labels:.1f} % right; "
-        f"{num_splits} ways of parting the images; mean ± standard deviation\n"
+        f"{options.splits} ways of parting the images; mean ± standard deviation\n"
     )
     print(
         "| held-out | ECE of a half | by chance | ECE of both | by chance | equal mass | Brier | log loss | AURC | excess |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     print_uncalibrated(auto)
-    for method in METHODS:
-        print_worth(method, several(run, num_splits, precision, (method,), unseen_only))
-    print_worth("chosen by cross-validation", auto)
+    for method in methods if len(methods) > 1 else ():
+        print_worth(method, several(run, options, (method,), unseen_only))
+    print_worth("chosen by cross-validation" if len(methods) > 1 else methods[0], auto)
     chosen = [direction.method for one in auto for direction in one.directions]
     print(f"\nchosen: {', '.join(f'{name} {chosen.count(name)}' for name in METHODS if name in chosen)}")
     print_coverage(auto)
@@ -134,13 +144,14 @@ def main() -> None:
     parser.add_argument("--provenance")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--precision", type=float, default=0.95)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--group-by", choices=["image", "source"], default="image")
     options = parser.parse_args()
     run = read_scored_run(options.run, options.truth, options.provenance)
-    print_all("all pictures", run, options.splits, options.precision, unseen_only=False)
+    print_all("all pictures", run, options, unseen_only=False)
     if options.provenance:
-        print_all(
-            "unseen pictures only, fitted on unseen ones", run, options.splits, options.precision, unseen_only=True
-        )
+        print_all("unseen pictures only, fitted on unseen ones", run, options, unseen_only=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     rlabel label ... --out labels
     python benchmarks/captions.py --captions captions --labels labels --truth instances.json [--provenance FILE]
 
+The last row is what people wrote, against itself: it shows how often they say the name.
 With provenance, regions of unseen pictures are shown apart.
 """
 
@@ -36,6 +37,8 @@ def main(captions: str | None, labels: str, truth: str, provenance: str | None) 
     ways = {"captions": read_captions(captions)} if captions is not None else {}
     ways['template "A NAME."'] = template_captions(labels)
     ways["the name alone"] = template_captions(labels, "{name}")
+    # The ceiling: people do not always say the name either.
+    ways["people's own"] = {(region.image_id, region.region_id): region.caption for region in wanted["all regions"]}
     embedder = MiniLmEmbedder()
     for title, regions in wanted.items():
         print(

@@ -1,117 +1,165 @@
-"""The engine against one plain `generate` a region: are the texts the same, and how much faster is it?
+"""The engine against transformers' own `generate`, on the language model alone: image and region tokens are random, so the tower's share is left out.
 
-    python benchmarks/engine.py --images DIR --regions FILE.json [--model DIR] [--num-images N] [--rounds K]
+    python benchmarks/engine.py [--shape 135m] [--images 5] [--regions 12] [--vocabulary names.json] [--rounds 3] [--threads 2] [--clock wall]
 
-Both get the same prepared inputs, float32, greedy, one thread count; they alternate, and the ratio is the median over the rounds.
+Random weights, float32, greedy, up to 6 new tokens; the tower, which `generate` runs once a region and the engine once an image, would only add to the
+ratios. All ways alternate within a round; ratios are medians over the rounds. `generate` a region at a time is timed on some of the regions, of all images.
+Random weights are unsure of everything, which makes the exact search visit nearly all names: --surer multiplies the logits.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import click
 import torch
-from transformers.utils import logging
+from torch import Tensor
 
-from rlabel.corpus.coco import read_corpus
-from rlabel.corpus.inputs import prepare_image
-from rlabel.corpus.limits import Limits
-from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
-from rlabel.regiongpt.assembly import load_processor
-from rlabel.regiongpt.processing import RegionInputs
-from rlabel.regiongpt.quantization import Precision, load_model
-from rlabel.run.job import resolve
-from rlabel.storage import Store
+from rlabel.bench.models import SHAPES, make_model
+from rlabel.labeling.engine import Decoded, Engine, EngineOptions
+from rlabel.labeling.search import searched
+from rlabel.regiongpt.processing import PromptTokens
+from rlabel.vocabulary.likelihood import Choosing
+from rlabel.vocabulary.vocabulary import load_vocabulary
+
+SUFFIX_TOKENS = 15
+Answers = list[tuple[int, ...]]
 
 
 @click.command()
-@click.option("--images", required=True)
-@click.option("--regions", required=True)
-@click.option("--model", default="embedded")
-@click.option("--num-images", default=200)
+@click.option("--shape", type=click.Choice(["135m", "tiny"]), default="135m")
+@click.option("--images", default=5, help="answered together")
+@click.option("--regions", default=12, help="of each image")
+@click.option("--vocabulary", help="names for constrained decoding; without, free text only")
+@click.option("--new-tokens", default=6)
 @click.option("--rounds", default=3)
+@click.option("--plain", default=6, help="regions that `generate` answers one by one in a round")
 @click.option("--threads", default=2)
-def main(images: str, regions: str, model: str, num_images: int, rounds: int, threads: int) -> None:
-    """Compare the engine with plain generate."""
+@click.option("--score-all", is_flag=True, help="also score every name: slow")
+@click.option("--surer", default=1.0, help="factor of the logits")
+@click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", help="cpu: processor seconds, for a busy machine"
+)
+def main(
+    shape: str, images: int, regions: int, vocabulary: str | None, new_tokens: int, rounds: int, plain: int,
+    threads: int, score_all: bool, surer: float, clock: str,
+) -> None:  # fmt: skip
+    """Print milliseconds a region of each way, and how many times faster than `generate` it is."""
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    folder = str(resolve(model))
-    processor = load_processor(folder)
-    loaded = load_model(
-        folder, Precision(quantization="none", double_quantization=False, dtype="float32", compute_dtype=None), "cpu"
+    names = Choosing(load_vocabulary(vocabulary, keep_zero_ids=True)).names if vocabulary else ()
+    model, processor = make_model(SHAPES[shape], names or ("cat", "dog"))  # type: ignore[index]
+    with torch.no_grad():
+        model.language_model.model.norm.weight.mul_(surer)
+    free = Engine(model, processor, EngineOptions(max_new_tokens=new_tokens))
+    prompt = _prompt(free)
+    torch.manual_seed(1)
+    width = model.config.text_config.hidden_size
+    scale = float(model.get_input_embeddings().weight.detach().std())
+    image_BTD = torch.randn(images, processor.num_image_tokens, width) * scale
+    region_NKD = torch.randn(images * regions, 1, width) * scale * 2
+    image_index_N = torch.arange(images).repeat_interleave(regions)
+    tried = torch.linspace(0, images * regions - 1, plain).long()
+
+    def engine_way(options: EngineOptions) -> Callable[[], Answers]:
+        engine = Engine(model, processor, options)
+        return lambda: _ids(engine.decode(image_BTD, region_NKD, image_index_N, prompt))
+
+    @torch.inference_mode()
+    def all_names() -> Answers:
+        rows, logits = named.ask(image_BTD, region_NKD, image_index_N, prompt)
+        assert named.stretches is not None
+        founds = searched(named.stretches, rows, logits, "all")
+        return [tuple(ids[:-1]) for found in founds for ids, _, _ in found.answers()]
+
+    own = free.options
+    batch = torch.arange(min(16, images * regions))
+    ways: dict[str, tuple[Callable[[], Answers], int]] = {
+        "generate, a region at a time": (
+            lambda: [answer for n in tried for answer in _generate(free, prompt, image_BTD, region_NKD, image_index_N, n[None])],
+            len(tried),
+        ),
+        f"generate, batches of {len(batch)}": (
+            lambda: _generate(free, prompt, image_BTD, region_NKD, image_index_N, batch), len(batch),
+        ),
+        "engine, expanded": (engine_way(replace(own, prefix_sharing="expanded")), images * regions),
+        "engine, packed": (engine_way(replace(own, prefix_sharing="packed")), images * regions),
+    }  # fmt: skip
+    if names:
+        named = Engine(model, processor, replace(own, prefix_sharing="packed", names=names))
+        ways |= {
+            "constrained, expanded": (engine_way(replace(named.options, prefix_sharing="expanded")), images * regions),
+            "constrained, packed": (engine_way(named.options), images * regions),
+            "exact best name": (engine_way(replace(named.options, search="exact")), images * regions),
+        }
+        if score_all:
+            ways["all names scored"] = (all_names, images * regions)
+    print(
+        f"{shape}, {images} images of {regions} regions, prompts of {len(prompt.prefix_ids)} + {len(prompt.suffix_ids)} tokens, "
+        f"{len(names)} names, {threads} threads, {clock} clock"
     )
-    engine = Engine(loaded, processor, EngineOptions())
-    inputs = _inputs(images, regions, num_images, processor)
-    num_regions = sum(len(item.region_masks_RGG) for item in inputs)
-    print(f"{len(inputs)} images, {num_regions} regions, {threads} threads, float32")
-    ratios = []
-    for number in range(rounds):
-        started = time.perf_counter()
-        fast = [
-            decoded.text
-            for start in range(0, len(inputs), 8)
-            for image in engine.answer(inputs[start : start + 8])
-            for decoded in image
-        ]
-        fast_s = time.perf_counter() - started
-        started = time.perf_counter()
-        plain = [text for item in inputs for text in _plain(engine, item)]
-        plain_s = time.perf_counter() - started
-        ratios.append(plain_s / fast_s)
-        same = sum(a == b for a, b in zip(fast, plain, strict=True))
-        print(
-            f"round {number + 1}: engine {num_regions / fast_s:.1f} regions/s, generate {num_regions / plain_s:.1f} regions/s, "
-            f"ratio {ratios[-1]:.1f}, {same} of {num_regions} texts the same"
+    _race(ways, tried, rounds, time.process_time if clock == "cpu" else time.perf_counter)
+
+
+def _race(
+    ways: dict[str, tuple[Callable[[], Answers], int]], tried: Tensor, rounds: int, now: Callable[[], float]
+) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    said: dict[str, Answers] = {}
+    for number in range(rounds + 1):
+        for name, (way, count) in ways.items():
+            started = now()
+            said[name] = way()
+            if number:  # the first round warms up
+                seconds[name].append((now() - started) / count)
+    plain = next(iter(ways))
+    for name in ways:
+        ratio = statistics.median(a / b for a, b in zip(seconds[plain], seconds[name], strict=True))
+        print(f"{name:30} {statistics.median(seconds[name]) * 1e3:9.2f} ms a region, {ratio:6.2f} times generate")
+    for name in ("engine, expanded", "engine, packed"):
+        same = sum(said[name][n] == text for n, text in zip(tried.tolist(), said[plain], strict=True))
+        print(f"{name}: {same} of {len(tried)} answers are generate's")
+    if "exact best name" in ways:
+        times = statistics.median(
+            a / b for a, b in zip(seconds["exact best name"], seconds["constrained, packed"], strict=True)
         )
-    print(f"median ratio {statistics.median(ratios):.1f}")
+        print(f"exact best name: {times:.2f} times one greedy constrained answer")
+    if "all names scored" in ways:
+        same = sum(a == b for a, b in zip(said["exact best name"], said["all names scored"], strict=True))
+        greedy = sum(a == b for a, b in zip(said["constrained, packed"], said["all names scored"], strict=True))
+        print(f"the best of all names scored: exact {same}, greedy {greedy} of {len(said['exact best name'])}")
 
 
-def _inputs(images: str, regions: str, num_images: int, processor: object) -> list[RegionInputs]:
-    store = Store.open(images)
-    found = []
-    with read_corpus(regions) as corpus:
-        for record in corpus.images(num_images):
-            prepared = prepare_image(store, record, Limits())
-            if prepared.pixels_HWC is not None:
-                found.append(
-                    processor.image_processor.prepare(prepared.pixels_HWC, [region.mask for region in prepared.regions])
-                )  # type: ignore[attr-defined]
-    return found
+def _prompt(engine: Engine) -> PromptTokens:
+    """Return the engine's prompt with a suffix of the reference length."""
+    suffix = list(engine.prompt.suffix_ids)
+    filling = [token for token in range(100, 200) if token not in engine.processor.stop_ids]
+    return replace(engine.prompt, suffix_ids=tuple([*suffix, *filling][:SUFFIX_TOKENS]))
+
+
+def _ids(answers: list[Decoded]) -> Answers:
+    return [answer.token_ids for answer in answers]
 
 
 @torch.inference_mode()
-def _plain(engine: Engine, item: RegionInputs) -> list[str]:
-    """One prompt, one region, one call of transformers' generate."""
-    texts = []
-    ids = torch.tensor([[*engine.prompt.prefix_ids, *engine.prompt.suffix_ids]])
-    for number in range(len(item.region_masks_RGG)):
-        zoomed = item.zoom_region_index_Z is not None and (item.zoom_region_index_Z == number)
-        crops = item.zoom_crops_Z4SS[zoomed] if item.zoom_crops_Z4SS is not None and zoomed is not False else None
-        has_crop = crops is not None and len(crops) > 0
-        one = RegionInputs(
-            pixels_3SS=item.pixels_3SS,
-            region_masks_RGG=item.region_masks_RGG[number : number + 1],
-            zoom_crops_Z4SS=crops if has_crop else None,
-            zoom_region_index_Z=torch.zeros(1, dtype=torch.long) if has_crop else None,
-        )
-        batch = to_device_batch([one], engine.processor, engine.device)
-        new = engine.model.generate(
-            ids,
-            pixel_values=batch.pixels_B3SS,
-            region_masks=batch.region_masks_RGG,
-            region_image_index=batch.region_image_index_R,
-            zoom_pixels=batch.zoom_pixels_Z3SS,
-            zoom_masks=batch.zoom_masks_ZSS,
-            zoom_region_index=batch.zoom_region_index_Z,
-            do_sample=False,
-            max_new_tokens=engine.options.max_new_tokens,
-            eos_token_id=list(engine.processor.stop_ids),
-            pad_token_id=engine.processor.tokenizer.pad_token_id,
-        )[0]
-        stop = set(engine.processor.stop_ids)
-        texts.append(engine.processor.decode_answer([token for token in new.tolist() if token not in stop]))
-    return texts
+def _generate(
+    engine: Engine, prompt: PromptTokens, image_BTD: Tensor, region_NKD: Tensor, image_index_N: Tensor, rows: Tensor
+) -> Answers:
+    """Return what transformers' own generate says, all prompts of the rows in one batch."""
+    ids = torch.tensor([[*prompt.prefix_ids, *prompt.suffix_ids]]).expand(len(rows), -1)
+    embeddings = engine.model.embed_prompt(ids, image_BTD[image_index_N[rows]], region_NKD[rows])
+    stops = list(engine.processor.stop_ids)
+    new = engine.model.language_model.generate(
+        inputs_embeds=embeddings,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=engine.options.max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+    )
+    return [tuple(row[: next((i for i, token in enumerate(row) if token in stops), len(row))]) for row in new.tolist()]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures how fast a run's answers are snapped anew: seconds and peak memory, with a vocabulary and a run made up from a seed.
 
-    python benchmarks/snap_throughput.py [--answers 1000000] [--unique 50000] [--names 13204] [--folder DIR]
+    python benchmarks/snap_throughput.py [--answers 1000000] [--unique 50000] [--names 13204] [--thesaurus none] [--folder DIR]
 
 Prints, in Markdown, (a) the Snapper alone over all answers and (b) the whole command `rlabel snap`, each in a process of its
 own, so that its memory is its own. Names are words that no dictionary has, half of them behind an English adjective; every other
@@ -10,7 +10,6 @@ denials and, above all, words that only the embedding can place. Every distinct 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -22,6 +21,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
 import numpy as np
 
 from rlabel.corpus.masks import mask_to_rle
@@ -239,46 +239,64 @@ def cost_of(command: list[str]) -> Cost:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", type=int, default=1_000_000)
-    parser.add_argument("--unique", type=int, default=50_000)
-    parser.add_argument("--names", type=int, default=13_204)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, help="kept afterwards; a temporary one if left out")
-    parser.add_argument("--snapper-alone", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.snapper_alone:
-        snapper_alone(options.folder, options.threads)
+@click.command()
+@click.option("--answers", "num_answers", default=1_000_000)
+@click.option("--unique", "num_unique", default=50_000)
+@click.option("--names", "num_names", default=13_204)
+@click.option("--threads", default=len(os.sched_getaffinity(0)))
+@click.option("--thesaurus", default="none", show_default=True, help="As of `rlabel snap`; the Snapper alone has none.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Kept afterwards; a temporary one if left out.")
+@click.option("--alone-only", is_flag=True, hidden=True)
+def main(
+    num_answers: int,
+    num_unique: int,
+    num_names: int,
+    threads: int,
+    thesaurus: str,
+    folder: Path | None,
+    alone_only: bool,
+) -> None:
+    """Snap the answers of a made-up run and print what it took."""
+    if alone_only:
+        assert folder is not None
+        snapper_alone(folder, threads)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
+        folder = folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "answers.json").exists():
             dice = random.Random(1)
-            rows = made_up_vocabulary(dice, options.names)
-            answers = made_up_answers(dice, rows, options.unique)
-            texts = drawn(dice, answers, options.answers)
+            rows = made_up_vocabulary(dice, num_names)
+            answers = made_up_answers(dice, rows, num_unique)
+            texts = drawn(dice, answers, num_answers)
             write_run(folder / "run", rows, texts)
             (folder / "vocabulary.json").write_text(json.dumps({"name": "made up", "categories": rows}))
             (folder / "answers.json").write_text(json.dumps(texts))
         else:
             texts = json.loads((folder / "answers.json").read_bytes())
+        num_answers, num_distinct = len(texts), len(set(texts))
         print(
-            f"{len(texts)} answers, {len(set(texts))} distinct, {options.names} names, {options.threads} threads, peak memory of "
+            f"{num_answers} answers, {num_distinct} distinct, {num_names} names, {threads} threads, peak memory of "
             f"this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB (not counted below)\n"
         )
         del texts
         print("| what | wall s | CPU s | peak MB | answers/s |")
         print("| --- | --- | --- | --- | --- |")
-        alone_command = [sys.executable, __file__, "--snapper-alone", "--folder", str(folder)]
-        alone = cost_of([*alone_command, "--threads", str(options.threads)])
-        print(alone.row("Snapper alone, start to end", options.answers), flush=True)
+        alone_command = [sys.executable, __file__, "--alone-only", "--folder", str(folder), "--threads", str(threads)]
+        alone = cost_of(alone_command)
+        print(alone.row("Snapper alone, start to end", num_answers), flush=True)
         out = tempfile.mkdtemp(prefix="out-", dir=folder)
         command = [sys.executable, "-m", "rlabel.cli.main", "snap", str(folder / "run"), "--out", out]
-        command += ["--vocabulary", str(folder / "vocabulary.json"), "--threads", str(options.threads)]
+        command += [
+            "--vocabulary",
+            str(folder / "vocabulary.json"),
+            "--threads",
+            str(threads),
+            "--thesaurus",
+            thesaurus,
+        ]
         whole = cost_of(command)
-        print(whole.row("rlabel snap, start to end", options.answers))
+        print(whole.row("rlabel snap, start to end", num_answers))
         print(f"\nSnapper alone: {alone.last_line}\nrlabel snap: {whole.last_line}")
 
 

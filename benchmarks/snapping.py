@@ -1,11 +1,11 @@
 """Measures snapping: synonyms left out one at a time, and human captions with a known category.
 
-    python benchmarks/snapping.py VOCABULARY.json [...] [--captions INSTANCES.json] [--thesaurus FOLDER]
+    python benchmarks/snapping.py VOCABULARY.json [...] [--captions INSTANCES.json] [--thesaurus wordnet|none|FOLDER]
 
 For each vocabulary, every synonym is taken out in turn and snapped to what is left: by plain comparison of embedded names, by
 the prototypes, by words first and then the nearest category without a threshold, and by the whole cascade, which may abstain.
---thesaurus adds a row with the bonuses of WordNet's files in that folder. For the captions, the first vocabulary is the target and
-an annotation's `category_id` the truth. Prints tables in Markdown.
+Each row of the embedding is there without and with the thesaurus, by default the nouns that rlabel carries. For the captions, the
+first vocabulary is the target and an annotation's `category_id` the truth. Prints tables in Markdown.
 
 Every text is embedded once. Taking out a synonym changes only its own category, so only that one's cosine is worked out again.
 """
@@ -163,10 +163,11 @@ def measure(url: str, embedder: TextEmbedder, thesaurus: Thesaurus | None, thres
     found = [Lexicon(without(vocabulary, case)).find(case.synonym) for case in cases]
 
     def cascade(cosines_QC: np.ndarray, at: float, lead: float) -> list[Snap]:
+        own = None if cosines_QC is near_QC else thesaurus
         return [
             snap_by(cosines_QC[number], vocabulary, at, lead)
             if found[number] is None
-            else Snapper(without(vocabulary, case), embedder, at, lead).snap([case.synonym])[0]
+            else Snapper(without(vocabulary, case), embedder, at, lead, thesaurus=own).snap([case.synonym])[0]
             for number, case in enumerate(cases)
         ]
 
@@ -183,33 +184,36 @@ def measure(url: str, embedder: TextEmbedder, thesaurus: Thesaurus | None, thres
     print(f"\n{time.perf_counter() - started:.1f} s\n", flush=True)
 
 
-def measure_captions(url: str, captions: Path, embedder: TextEmbedder, threshold: float, margin: float) -> None:
+def measure_captions(
+    url: str, captions: Path, embedder: TextEmbedder, thesaurus: Thesaurus | None, threshold: float, margin: float
+) -> None:
     """Print the table of human captions."""
     vocabulary = load_vocabulary(url, keep_zero_ids=True)
     rows = [one for one in json.loads(captions.read_text())["annotations"] if one.get("caption")]
-    snapper = Snapper(vocabulary, embedder, threshold, margin)
-    started = time.perf_counter()
-    snaps = snapper.snap([one["caption"] for one in rows])
-    seconds = time.perf_counter() - started
+    texts, truth = [one["caption"] for one in rows], [one["category_id"] for one in rows]
     print("| texts | number | right % | coverage % | precision % | right/decided by step |")
     print("| --- | --- | --- | --- | --- | --- |")
-    print(row(f"captions, {vocabulary.name}", snaps, [one["category_id"] for one in rows]))
-    print(f"\n{len(rows) / seconds:.0f} captions a second, the vocabulary's vectors included\n", flush=True)
+    print(row(f"captions, {vocabulary.name}", Snapper(vocabulary, embedder, threshold, margin).snap(texts), truth))
+    if thesaurus is not None:
+        snaps = Snapper(vocabulary, embedder, threshold, margin, thesaurus=thesaurus).snap(texts)
+        print(row("with the thesaurus", snaps, truth))
+    print(flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vocabularies", nargs="+", metavar="VOCABULARY")
     parser.add_argument("--captions", type=Path, metavar="INSTANCES")
-    parser.add_argument("--thesaurus", metavar="FOLDER", help="WordNet's index.noun and data.noun")
+    parser.add_argument("--thesaurus", default="wordnet", help="wordnet, none, or a folder with WordNet's own files")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD)
     parser.add_argument("--margin", type=float, default=DEFAULT_MARGIN)
     options = parser.parse_args()
     embedder = RememberingEmbedder(MiniLmEmbedder())
-    thesaurus = None if options.thesaurus is None else load_thesaurus(options.thesaurus)
+    thesaurus = load_thesaurus(options.thesaurus)
     print(f"threshold {options.threshold}, margin {options.margin}\n")
     if options.captions:
-        measure_captions(options.vocabularies[0], options.captions, embedder, options.threshold, options.margin)
+        first = options.vocabularies[0]
+        measure_captions(first, options.captions, embedder, thesaurus, options.threshold, options.margin)
     for url in options.vocabularies:
         measure(url, embedder, thesaurus, options.threshold, options.margin)
 

@@ -15,10 +15,13 @@ from rlabel.schema_files import validate
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
 Parallel = Literal["ddp", "fsdp"]
 Decoding = Literal["free", "constrained", "hybrid"]
 RankBy = Literal["total", "per_token", "prior"]
+Search = Literal["greedy", "exact"]
+PrefixSharing = Literal["auto", "packed", "expanded", "none"]
 LabelTask = Literal["classify", "caption", "describe", "relate", "refer"]
 LabelMode = Literal["separate", "one_turn", "multi_turn"]
 RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
@@ -68,6 +71,10 @@ class LabelSettings(_Settings):
     also_vocabulary: tuple[str, ...] = Field(
         (), description="of classify: a further vocabulary; the same answers snapped to it go into OUT/also/NAME"
     )
+    tree: str | None = Field(
+        None,
+        description="of classify: V3Det's category tree; gives the vocabulary's categories their parents, for --fallback parent",
+    )
     out: str = Field(description="run directory, made or continued")
     task: LabelTask = Field(
         "classify",
@@ -106,6 +113,10 @@ class LabelSettings(_Settings):
     num_candidates: int = Field(
         5, ge=1, le=256, description="of hybrid decoding: names whose probability is worked out for each region"
     )
+    search: Search = Field(
+        "greedy",
+        description="of constrained and hybrid decoding: token by token the likeliest (hybrid: a beam of so many), or the likeliest names of all",
+    )
     rank_by: RankBy = Field(
         "total",
         description="of hybrid decoding: names are compared by their probability, by its mean over their tokens, or by how far it exceeds that of a "
@@ -137,9 +148,11 @@ class LabelSettings(_Settings):
         description="of classify: what an answer gets that fits several categories alike: nothing, or the parent that all of them share, where the "
         "vocabulary has one",
     )
-    thesaurus: str | None = Field(
-        None,
-        description="of classify: folder with WordNet's index.noun and data.noun; words that mean the same as a name, or a kind of it, come nearer to it",
+    thesaurus: str = Field(
+        "wordnet",
+        min_length=1,
+        description="of classify: words that mean the same as a name, or a kind of it, come nearer to it: wordnet, the nouns that rlabel carries; none; "
+        "or a folder with WordNet's index.noun and data.noun",
     )
     calibrator: str | None = Field(
         None, description="of classify: file that `rlabel calibrate` wrote; scores say how often labels are right"
@@ -161,6 +174,8 @@ class LabelSettings(_Settings):
     double_quantization: bool = True
     dtype: Dtype = "float32"
     compute_dtype: Dtype | None = Field(None, description="of quantized layers; dtype if left out")
+    attention: Attention = Field("auto", description="of the language model, by transformers' names")
+    compile: bool = Field(False, description="torch.compile the layers: a minute at the start; needs g++ or Triton")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
@@ -170,6 +185,13 @@ class LabelSettings(_Settings):
     images_per_shard: int = Field(16, ge=1)
     max_regions_per_shard: int = Field(512, ge=1)
     max_regions_per_batch: int = Field(64, ge=1)
+    max_batch_tokens: int = Field(
+        16384, ge=1, description="of prompts and answers that go through the language model at once"
+    )
+    prefix_sharing: PrefixSharing = Field(
+        "auto",
+        description="the prompt up to the region is kept once an image, copied for each region, or computed anew for each (to compare)",
+    )
     num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on CPUs")
     gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
     cpus_per_actor: int = Field(
@@ -187,12 +209,14 @@ class LabelSettings(_Settings):
     )
     results_files: bool = Field(False, description="also write labels.bbox.json and labels.segm.json")
     heartbeat_s: float = Field(10.0, gt=0)
+    profile: bool = Field(False, description="write where the time went into OUT/profile.json and OUT/trace.json")
 
     def deciding(self) -> JsonObject:
         """Return the settings that decide what is written; where work runs, and how often it is tried, does not."""
         names = (
             "task", "views", "threshold", "margin", "include_crowds", "limit", "quantization", "double_quantization", "dtype",
             "compute_dtype", "device", "images_per_shard", "max_regions_per_shard", "max_regions_per_batch", "cpus_per_actor",
+            "max_batch_tokens", "prefix_sharing",
         )  # fmt: skip
         values: dict[str, JsonValue] = {name: getattr(self, name) for name in names}
         for name, task in _OF_ONE_TASK.items():  # what another task asks for says nothing of this one
@@ -204,6 +228,7 @@ class LabelSettings(_Settings):
                 "precision",
                 "also_vocabulary",
                 "thesaurus",
+                "tree",
             ):
                 values[name] = getattr(self, name) if task == self.task else None
         if self.task != "classify":
@@ -213,6 +238,10 @@ class LabelSettings(_Settings):
         values["max_new_tokens"] = self.answer_tokens
         if self.quantization == "none":  # these two say nothing then, so they must not refuse a resume
             values["double_quantization"] = values["compute_dtype"] = None
+        if self.attention != "auto":  # runs that were begun before there were these two go on
+            values["attention"] = self.attention
+        if self.compile:
+            values["compile"] = True
         return values
 
     @property
@@ -252,9 +281,9 @@ class LabelSettings(_Settings):
             raise UsageError(
                 f"--decoding {self.decoding}: conversations about many regions are in free text, got --mode {self.mode}. Leave one of the two out."
             )
-        if self.decoding == "hybrid" and self.num_questions > 1:
+        if self.search == "exact" and self.decoding == "free":
             raise UsageError(
-                f"--decoding hybrid: it asks one wording, got --num-questions {self.num_questions}. Leave one of the two out."
+                "--search exact: free text has no names to search among, got --decoding free. Leave it out, or give --decoding constrained or hybrid."
             )
         for name in ("num_candidates", "rank_by"):
             if self.decoding != "hybrid" and getattr(self, name) != type(self).model_fields[name].default:
@@ -262,6 +291,8 @@ class LabelSettings(_Settings):
                 raise UsageError(
                     f"--{flag}: it is of --decoding hybrid, got --decoding {self.decoding}. Leave it out, or give --decoding hybrid."
                 )
+        if self.compile and self.quantization != "none":
+            raise UsageError(f"--compile: not for --quantization {self.quantization}. Leave one of the two out.")
         if self.precision is not None and (self.calibrator is None or self.min_score is not None):
             raise UsageError(
                 f"--precision {self.precision:g}: the threshold is the calibrator's. Give --calibrator, and leave out --min-score."
@@ -288,8 +319,8 @@ class LabelSettings(_Settings):
 # Settings that only one task knows.
 _OF_ONE_TASK = {
     "mode": "classify", "num_questions": "classify", "vocabulary_name": "classify", "decoding": "classify", "results_files": "classify",
-    "num_candidates": "classify", "rank_by": "classify", "fallback": "classify", "thesaurus": "classify",
-    "calibrator": "classify", "min_score": "classify", "precision": "classify", "also_vocabulary": "classify",
+    "num_candidates": "classify", "search": "classify", "rank_by": "classify", "fallback": "classify", "thesaurus": "classify",
+    "calibrator": "classify", "min_score": "classify", "precision": "classify", "also_vocabulary": "classify", "tree": "classify",
     "pairs": "relate", "max_pairs_per_image": "relate", "relation": "relate",
     "expressions": "refer", "refer_by": "refer",
 }  # fmt: skip

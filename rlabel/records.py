@@ -120,6 +120,10 @@ class Shard:
         return [key for image in self.images for key in image.keys] + strays
 
     @property
+    def num_images(self) -> int:
+        return len(self.images)
+
+    @property
     def num_regions(self) -> int:
         """Return how many outcomes the shard ends with: one a region, or one a pair or expression where those are asked."""
         return len(self.keys)

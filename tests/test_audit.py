@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from calibration_factories import save_run
 from rlabel.cli.main import main
 from rlabel.errors import UsageError
 from rlabel.evaluation import auditing
@@ -20,11 +22,14 @@ from rlabel.evaluation.auditing import (
     audit_run,
     choose_suspects,
     class_thresholds,
-    expected_precisions,
     suspects_document,
 )
+from rlabel.evaluation.calibrating import calibrate
+from rlabel.evaluation.judged_labels import read_scored_run
+from rlabel.evaluation.suspicion import NOT_RANKED, mistake_probabilities
 from rlabel.records import Label, LikelyCategory
 from rlabel.report.suspects import write_suspects_sheet
+from rlabel.vocabulary.calibration import apply, calibrator_to_bytes
 from test_evaluation import CAT, CATEGORIES, CUP, DOG, abstention, annotation, label, write_run, write_truth
 
 TRUTH = [
@@ -144,21 +149,79 @@ def test_a_run_that_has_no_manifest_has_no_candidates(run_and_truth: tuple[str, 
     assert auditing.read_candidates(run_and_truth[0]) is None
 
 
-def test_the_noise_is_what_the_surest_answers_contradict() -> None:
+def test_without_candidates_the_noise_is_what_the_surest_answers_contradict() -> None:
     # 100 regions; of the surest 20, 2 are contradicted; of all others every second one
-    margin = np.linspace(1, 0, 100)
-    agrees = np.array([i not in (3, 9) if i < 20 else i % 2 == 0 for i in range(100)])
-    noise, expected = expected_precisions(margin, agrees)
+    sureness_R = np.linspace(1, 0, 100)
+    agrees_R = np.array([i not in (3, 9) if i < 20 else i % 2 == 0 for i in range(100)])
+    noise, wrong_R = mistake_probabilities(sureness_R, agrees_R, np.full(100, NOT_RANKED), 0, 50, is_calibrated=False)
     assert noise == pytest.approx(0.1)
-    # where all contradictions are the people's: 1; at agreement 1/2: 0.5 / 0.9 * 0.1 / 0.5
-    assert expected[5] == pytest.approx(1.0, abs=0.12)
-    assert expected[60] == pytest.approx(0.5 / 0.9 * 0.1 / 0.5, abs=0.02)
-    assert (np.diff(expected) <= 1e-12).all()
+    # people slip in 0.1; at agreement 1/2 the labeler is right in 0.5 / 0.9, so 0.1 / (0.1 + 0.9 * (1 - 0.5 / 0.9)) = 0.2
+    assert wrong_R[61] == pytest.approx(0.2, abs=0.02)
+    # isotonic: people agree with 16 of the 18 from place 3 to 20
+    assert wrong_R[3] == pytest.approx(0.1 / (0.1 + 0.9 * (1 - 16 / 18 / 0.9)))
+    assert (wrong_R[agrees_R] == 0).all()
+
+
+def test_planted_slips_are_counted_and_told_from_near_misses() -> None:
+    # 4,000 regions, 5 % of the human labels drawn at random among 100 categories; the labeler errs in a quarter, and then the truth is mostly its second
+    # or third candidate
+    dice = np.random.default_rng(0)
+    num, num_categories = 4000, 100
+    sureness_R = dice.uniform(0.5, 1, num)
+    is_right_R = dice.random(num) < sureness_R
+    is_slip_R = dice.random(num) < 0.05
+    near_R = np.minimum(dice.geometric(0.6, num), 99)
+    rank_R = np.where(is_slip_R, dice.integers(1, 100, num), np.where(is_right_R, 0, near_R))
+    rank_R = np.where(rank_R > 31, NOT_RANKED, rank_R)
+    noise, wrong_R = mistake_probabilities(
+        sureness_R, is_right_R & ~is_slip_R, rank_R, 32, num_categories, is_calibrated=False
+    )
+    assert noise == pytest.approx(is_slip_R.mean(), abs=0.01)
+    listed = np.argsort(-wrong_R)[:150]
+    assert is_slip_R[listed].mean() > 0.9  # by sureness alone: 0.5 and less
+    assert wrong_R.sum() == pytest.approx(is_slip_R.sum(), rel=0.2)
 
 
 def test_nothing_is_expected_of_no_regions() -> None:
-    noise, expected = expected_precisions(np.zeros(0), np.zeros(0, dtype=bool))
-    assert (noise, len(expected)) == (None, 0)
+    noise, wrong_R = mistake_probabilities(
+        np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64), 0, 3, is_calibrated=False
+    )
+    assert (noise, len(wrong_R)) == (None, 0)
+
+
+def test_a_calibrated_score_is_taken_at_its_word() -> None:
+    # of the surest six (the first, as all are alike) one is contradicted, so people slip in 1/6; the labeler errs in 1/10
+    sureness_R, agrees_R = np.full(30, 0.9), np.arange(30) % 10 != 0
+    unranked_R = np.full(30, NOT_RANKED)
+    _, wrong_R = mistake_probabilities(sureness_R, agrees_R, unranked_R, 0, 9, is_calibrated=True)
+    assert wrong_R[0] == pytest.approx((1 / 6) / (1 / 6 + 5 / 6 * 0.1))
+    _, wrong_R = mistake_probabilities(sureness_R, agrees_R, unranked_R, 0, 9, is_calibrated=False)
+    assert wrong_R[0] > 0.99  # people agree with 0.9, more than 5/6: the labeler would never err
+
+
+def test_a_calibrator_says_how_sure_the_answers_are(tmp_path: Path) -> None:
+    run, truth = save_run(tmp_path / "run", lambda score: score**3, num_images=40)
+    fitted = calibrate(read_scored_run(run, truth), methods=["logistic_score"]).calibrator
+    (tmp_path / "calibrator.json").write_bytes(calibrator_to_bytes(fitted))
+    plain, calibrated = audit_run(run, truth), audit_run(run, truth, str(tmp_path / "calibrator.json"))
+    assert (plain.is_calibrated, calibrated.is_calibrated) == (False, True)
+    before = {s.region_id: s for s in plain.suspects}
+    for suspect in calibrated.suspects:
+        features = {
+            "log_score": np.log(before[suspect.region_id].score),
+            "log_rest": np.log(1 - before[suspect.region_id].score),
+        }
+        assert suspect.score == suspect.probability == pytest.approx(apply(fitted, features), abs=1e-6)
+    arguments = ["audit", run, "--truth", truth, "--json", "--calibrator"]
+    shown = CliRunner().invoke(main, [*arguments, str(tmp_path / "calibrator.json")])
+    assert shown.exit_code == 0 and json.loads(shown.stdout)["is_calibrated"]
+    # Of another model its scores mean something else.
+    other = replace(fitted, made_for={**fitted.made_for, "model_sha256": "x" * 8})
+    (tmp_path / "other.json").write_bytes(calibrator_to_bytes(other))
+    refused = CliRunner().invoke(main, [*arguments, str(tmp_path / "other.json")])
+    assert refused.exit_code == 1 and "model_sha256" in refused.stderr
+    missing = CliRunner().invoke(main, [*arguments, str(tmp_path / "gone.json")])
+    assert missing.exit_code == 1 and "gone.json" in missing.stderr
 
 
 def test_how_many_are_listed_is_one_choice(run_and_truth: tuple[str, str]) -> None:
@@ -171,8 +234,6 @@ def test_how_many_are_listed_is_one_choice(run_and_truth: tuple[str, str]) -> No
 def test_a_wanted_precision_lists_the_longest_head_that_is_expected_to_reach_it(
     run_and_truth: tuple[str, str],
 ) -> None:
-    from dataclasses import replace
-
     audit = audit_run(*run_and_truth)
     one = audit.suspects[0]
     listed = tuple(replace(one, region_id=str(i), expected_precision=p) for i, p in enumerate((0.9, 0.2, 0.7, 0.1)))

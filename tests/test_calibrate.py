@@ -17,6 +17,7 @@ from rlabel.evaluation.calibrating import CALIBRATED, Calibration, calibrate
 from rlabel.evaluation.fitting import METHODS, fit, predict
 from rlabel.evaluation.judged_labels import ScoredRun, first_part, labels_of, read_scored_run
 from rlabel.evaluation.reliability import reliability
+from rlabel.report.reliability import calibration_to_text
 from rlabel.vocabulary.calibration import calibrator_to_bytes, load_calibrator
 
 pytestmark = pytest.mark.timeout(300)
@@ -164,6 +165,47 @@ def test_seen_and_unseen_pictures_are_told_apart_and_the_unseen_can_stand_alone(
         calibrate(run, unseen_only=True)
 
 
+def test_each_supercategory_has_its_own_threshold_or_too_few_labels(run: ScoredRun) -> None:
+    # "rare": 40 labels, fewer than the 59 all right that 95 % with 95 % confidence takes; "sure": all right; "mixed": as the score says
+    groups = ["rare" if i < 40 else ("sure" if i % 2 else "mixed") for i in range(len(run.regions))]
+    parted = tuple(
+        replace(one, group=group, is_right=True if group == "sure" else one.is_right)
+        for one, group in zip(run.regions, groups, strict=True)
+    )
+    calibration = calibrate(replace(run, regions=parted), methods=["logistic_score"])
+    found = {group.name: group for group in calibration.groups}
+    rare, sure, mixed = found["rare"], found["sure"], found["mixed"]
+    assert (rare.num_labels, rare.is_enough, rare.threshold.score) == (40, False, None)
+    assert sure.is_enough and sure.threshold.coverage == 1.0
+    assert mixed.is_enough and mixed.threshold.coverage < 0.2  # the third power of the score is 0.95 from 0.983 on
+    assert sure.to_json()["threshold"]["num_right"] == sure.num_labels  # type: ignore[index,call-overload]
+    assert "too few (of 59)" in calibration_to_text(calibration)
+
+
+def test_a_threshold_that_is_too_kind_to_unseen_pictures_is_told(run: ScoredRun) -> None:
+    # Seen pictures are always right, whatever the score, so a threshold of both lets too many wrong labels of unseen ones through.
+    parted = tuple(
+        replace(one, is_seen=is_seen, is_right=one.is_right or is_seen)
+        for one, is_seen in ((one, int(one.image_id) % 4 > 0) for one in run.regions)
+    )
+    both = calibrate(replace(run, regions=parted), precision=0.8, methods=["logistic_score"])
+    assert "fit with --unseen-only" in " ".join(calibration_to_text(both).split())
+    unseen = calibrate(replace(run, regions=parted), precision=0.8, methods=["logistic_score"], unseen_only=True)
+    assert "fit with --unseen-only" not in " ".join(calibration_to_text(unseen).split())
+
+
+def test_regions_of_one_source_are_never_parted(run: ScoredRun) -> None:
+    # A source is shown by an image and by the one 75 further on.
+    sourced = replace(run, regions=tuple(replace(one, source=str(int(one.image_id) % 75)) for one in run.regions))
+    by_source = calibrate(sourced, precision=0.6, methods=["logistic_score"], group_by="source")
+    assert by_source.num_images == 75 and by_source.calibrator.fitted_on["group_by"] == "source"
+    assert "counted by source" in calibration_to_text(by_source)
+    half = calibrate(sourced, half=0, methods=["logistic_score"], precision=0.6, group_by="source")
+    assert int(str(half.calibrator.fitted_on["num_labels"])) == 38 * 12  # whole sources, of two images of six labels
+    with pytest.raises(UsageError, match="--group-by source"):
+        calibrate(run, group_by="source")
+
+
 # What cannot be calibrated
 
 
@@ -227,13 +269,14 @@ def called(*arguments: object) -> Result:
 
 def test_the_command_writes_a_calibrator_and_its_picture(saved: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
-    result = called(saved[0], "--truth", saved[1], "--out", out, "--target-precision", 0.6, "--per", "supercategory")
+    result = called(saved[0], "--truth", saved[1], "--out", out, "--target-precision", 0.6)
     assert result.exit_code == 0, result.output
     loaded = load_calibrator(str(out))
     assert loaded.made_for["model_sha256"] == "m" * 8 and loaded.thresholds[0].precision == 0.6
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
     assert "in-sample: part 0" in result.stdout and "held-out: part 0 -> 1" in result.stdout
     assert "held-out, labeled as" in result.stdout and "animal" in result.stdout
+    assert "own threshold for 60.0 %, labeled as" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 115
 
 
@@ -255,6 +298,7 @@ def test_the_command_prints_one_object_for_scripts(saved: tuple[str, str]) -> No
         (("--fraction", "nan"), 2, "--fraction"),
         (("--half", "2"), 2, "--half"),
         (("--unseen-only",), 2, "--provenance"),
+        (("--group-by", "source"), 2, "--provenance"),
         (("--provenance", "gone.json"), 1, "gone.json"),
         (("--truth", "gone.json"), 1, "gone.json"),
     ],

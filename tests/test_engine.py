@@ -84,9 +84,22 @@ def test_texts_are_those_of_one_plain_generate_a_region(text: str, zoom: str) ->
     assert len({answer for image in expected for answer in image}) > 10  # else it would prove little
 
 
-def test_sharing_the_prefix_changes_nothing() -> None:
+@pytest.mark.parametrize("sharing", ["none", "expanded"])
+def test_how_the_prefix_is_shared_changes_nothing(sharing: str) -> None:
     inputs = factory.random_inputs(made("llama", "small")[1], COUNTS, seed=2)
-    assert_alike(engine().answer(inputs), engine(share_prefix=False).answer(inputs))
+    packed = engine(prefix_sharing="packed").answer(inputs)
+    assert_alike(packed, engine(prefix_sharing=sharing).answer(inputs))
+
+
+def test_a_language_model_with_an_attention_of_its_own_is_answered_by_copies() -> None:
+    model = factory.model("lite", "gpt_neox_japanese")
+    processor = factory.processor(model)
+    inputs = factory.random_inputs(processor, [3, 2], seed=2)
+    answers = [
+        Engine(model, processor, EngineOptions(max_new_tokens=4, prefix_sharing=sharing)).answer(inputs)  # type: ignore[arg-type]
+        for sharing in ("auto", "none")
+    ]
+    assert_alike(*answers)
 
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "gpt_neox"])

@@ -86,11 +86,6 @@ def test_cycle_is_refused_and_shown(parents: tuple[int | None, ...]) -> None:
         Hierarchy(make_vocabulary("v", rows))
 
 
-def test_long_line_of_ancestors_is_read_in_time() -> None:
-    rows = [category(number, f"n{number}", number - 1 if number > 1 else None) for number in range(1, 20_001)]
-    assert len(Hierarchy(make_vocabulary("v", rows)).ancestors(20_000)) == 19_999
-
-
 def test_tie_of_siblings_is_labeled_with_their_parent() -> None:
     nearest = [(4, 0.8), (5, 0.79), (6, 0.5)]
     snap = fall_back(undecided(), nearest, Hierarchy(animals()), 0.02, 0.6)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import model_factories
 from rlabel.labeling.engine import Engine, EngineOptions
+from rlabel.labeling.ensemble import EnsembleDescriber
 from rlabel.labeling.hybrid import HybridDescriber
 from rlabel.labeling.trie import ROOT, Trie
+from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import LikelyCategory, Snap
 from rlabel.regiongpt.processing import RegionInputs
 from rlabel.vocabulary.likelihood import Choosing, LikelyName, likelihood_score
@@ -94,6 +96,34 @@ def test_names_near_the_text_are_scored_too_and_unknown_ones_left_out() -> None:
         for answer, (value,) in zip(own, values, strict=True):
             found = {one.name: one.logprob for one in answer.likely_names}
             assert found["fire pot"] == pytest.approx(value, abs=1e-4) and "no such name" not in found
+
+
+def test_an_exact_search_finds_the_likeliest_names_which_a_beam_may_miss() -> None:
+    engine, inputs = engine_and_inputs()
+    names = [
+        f"{a} {b}"
+        for a in ("cat", "dog", "red", "fire")
+        for b in ("cup", "truck", "hat", "box", "lid", "car", "pot", "jar", "bus")
+    ]
+    exact = Engine(engine.model, engine.processor, EngineOptions(max_new_tokens=4, search="exact"))
+    answers = HybridDescriber(exact, names, num_candidates=3).describe(inputs)[0]
+    scored = engine.score_answers(inputs[:1], [[names for _ in answers]])[0]
+    for answer, values in zip(answers, scored, strict=True):
+        assert [one.logprob for one in answer.likely_names] == pytest.approx(sorted(values, reverse=True)[:3], abs=1e-4)
+
+
+def test_several_wordings_are_averaged() -> None:
+    engine, inputs = engine_and_inputs()
+    questions = CLASSIFY[:3]
+    answers = HybridDescriber(engine, NAMES, num_candidates=2, questions=questions).describe(inputs)
+    texts = EnsembleDescriber(engine, questions).describe(inputs)
+    scored = [engine.score_answers(inputs, [[NAMES for _ in own] for own in answers], one) for one in questions]
+    assert [[one.text for one in own] for own in answers] == [[one.text for one in own] for own in texts]
+    for i, own in enumerate(answers):
+        for r, answer in enumerate(own):
+            found = {one.name: one.logprob for one in answer.likely_names}
+            for n, name in enumerate(NAMES):
+                assert found[name] == pytest.approx(sum(by_question[i][r][n] for by_question in scored) / 3, abs=1e-4)
 
 
 @pytest.mark.parametrize("rank_by", ["per_token", "prior"])

@@ -301,9 +301,9 @@ WRONG: list[tuple[str, Callable[[Setup], dict[str, object]], tuple[str, ...]]] =
     ("a relation of another task", lambda s: {"relation": "size"}, ("--relation: it is of --task relate",)),
     ("a mode of another task", lambda s: {"mode": "one_turn"}, ("--mode: it is of --task classify",)),
     (
-        "hybrid and many wordings",
-        lambda s: {"task": "classify", "vocabulary": s.vocabulary, "decoding": "hybrid", "num_questions": 2},
-        ("--decoding hybrid", "--num-questions 2"),
+        "a search in free text",
+        lambda s: {"task": "classify", "vocabulary": s.vocabulary, "search": "exact"},
+        ("--search exact", "--decoding constrained or hybrid"),
     ),
     (
         "hybrid in one turn",

@@ -29,7 +29,7 @@ def region(mask_HW: np.ndarray, source: str = "polygons") -> RegionMask:
     crop = np.ascontiguousarray(mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     left, top = int(columns[0]), int(rows[0])
     return RegionMask(
-        crop_HW=crop,
+        inside=crop,
         left_px=left,
         top_px=top,
         height_px=mask_HW.shape[0],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -49,6 +50,9 @@ class Worker:
 
     def describe(self) -> tuple[str, ...]:
         return ("layer",)
+
+    def begin(self, shard: Shard) -> InWork:
+        return InWork(self, shard)
 
     def label_only(self, shard: Shard) -> ShardResult:
         self._mark("calls", f"{shard.index}-{len(shard.images)}")
@@ -102,6 +106,52 @@ class Worker:
     def _mark(self, folder: str, name: str) -> None:
         (self.folder / folder).mkdir(exist_ok=True)
         (self.folder / folder / f"{name}.{uuid.uuid4().hex}").touch()
+
+
+class InWork:
+    """A shard at a worker that does all of it at once."""
+
+    def __init__(self, worker: Worker, shard: Shard) -> None:
+        self.worker, self.shard = worker, shard
+
+    def answer(self) -> None:
+        self.made = self.worker.label_only(self.shard)
+
+    def result(self) -> ShardResult:
+        return self.made
+
+    def close(self) -> None:
+        pass
+
+
+class Overlapping(Worker):
+    """Works on two shards at once: each waits a while until it has company."""
+
+    shards_at_once = 2
+
+    def label_only(self, shard: Shard) -> ShardResult:
+        (self.folder / "in work").mkdir(exist_ok=True)
+        mark = self.folder / "in work" / f"{os.getpid()}-{shard.index}"
+        mark.touch()
+        try:
+            if len(shard.images) > 1 and shard.index not in (4, 5):  # the last ones may have no company
+                self._meet_another()
+            return super().label_only(shard)
+        finally:
+            mark.unlink()
+
+    def _meet_another(self) -> None:
+        end = time.monotonic() + 5
+        while len(list((self.folder / "in work").glob(f"{os.getpid()}-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        (self.folder / "met").mkdir(exist_ok=True)
+        if time.monotonic() < end:
+            self._mark("met", "met")
+
+
+class Profiled(Worker):
+    def profile(self) -> str:
+        return "mine"
 
 
 class SeesItsGpu(Worker):
@@ -266,6 +316,42 @@ def test_a_worker_that_can_do_nothing_more_is_replaced(place, undisturbed):
     assert merged(place.run) == undisturbed and place.num_actors_made() == 2
 
 
+def test_two_shards_at_once_in_an_actor_give_the_bytes_of_one_process(place, undisturbed):
+    place.label(worker=Overlapping)
+    assert merged(place.run) == undisturbed
+    assert set(place.calls().values()) == {1} and place.num_actors_made() == 1
+    assert list((place.folder / "met").iterdir()), "no two shards were in work at once"
+
+
+def test_of_two_shards_at_a_worker_that_dies_the_innocent_one_is_not_blamed(place, capsys):
+    # One attempt a shard: whoever is blamed wrongly would be split, and fail where it dies.
+    place.label({BAD_IMAGE: "dies"}, worker=Overlapping, max_attempts=1)
+    assert {failure.region.key for failure in failures(place.run)} == BAD_REGIONS
+    calls = place.calls()
+    assert calls["3-1"] == 2, "alone as a shard, then its two images"
+    assert not {f"{index}-1" for index in range(NUM_SHARDS) if index != 3} & set(calls), "another shard was split"
+    said = capsys.readouterr().err
+    assert "each is tried again, alone" in said and "shard 3: attempt 1 of 1 failed" in said
+
+
+def test_an_error_in_one_of_two_shards_at_once_is_blamed_on_its_own_shard(place, undisturbed, capsys):
+    place.label({BAD_IMAGE: "raises"}, worker=Overlapping, max_attempts=1)
+    assert {failure.region.key for failure in failures(place.run)} == BAD_REGIONS
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "attempt" in line and "shard 3" not in line] == []
+
+
+def test_workers_are_asked_for_their_profiles_and_one_that_cannot_tell_costs_nothing(place, undisturbed, capsys):
+    place.label(worker=Profiled, profile=True, num_actors=2)
+    assert set(place.pool.profiles) == {"mine"}
+    assert merged(place.run) == undisturbed
+    for path in (place.folder / "run" / "shards").iterdir():
+        path.unlink()
+    place.label(profile=True)  # Worker has no profile()
+    assert place.pool.profiles == [] and "no profile" in capsys.readouterr().err
+    assert merged(place.run) == undisturbed
+
+
 def test_a_store_that_was_away_for_a_moment_costs_no_worker(place, undisturbed):
     place.label({BAD_IMAGE: "no storage once"})
     assert merged(place.run) == undisturbed and place.num_actors_made() == 1
@@ -355,3 +441,28 @@ def test_ctrl_c_in_the_middle_ends_the_actors_and_keeps_what_is_done(place, undi
     assert place.run.committed() and not place.run.is_committed(5)
     place.label()
     assert merged(place.run) == undisturbed
+
+
+def test_sigterm_is_heard_after_ray_has_ended() -> None:
+    code = """
+import os, signal, time
+from rlabel.cli.options import Stopped, stop_on_sigterm
+from rlabel.cluster.session import ray_session
+stop_on_sigterm()
+with ray_session(None, 1):
+    pass
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+except Stopped:
+    print("heard")
+"""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.stdout.splitlines()[-1:] == ["heard"], (done.returncode, done.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -49,3 +50,35 @@ def test_wrong_names_and_answers_by_hand(pope: ModuleType, tmp_path: Path) -> No
     assert adversarial.false_yes == 2
     assert popular.cells == pytest.approx([(2 + 5) / 12, 2 / 3, 2 / 6, 2 * (2 / 3) * (1 / 3) / 1, 3 / 12])
     assert pope.count([], wrong["popular"]).cells == [0, 0, 0, 0, 0]
+
+
+def test_questions_about_pictures_by_hand(pope: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        annotation(11, 1, CAT),
+        annotation(12, 1, CAT),
+        annotation(21, 2, DOG),
+        annotation(22, 2, CAT, iscrowd=1),
+        annotation(31, 3, CUP),
+        annotation(32, 3, DOG),
+    ]
+    path = write_truth(tmp_path / "truth.json", [1, 2, 3], rows)
+    truth = read_truth(path)
+
+    def asked(way: str) -> dict[str, list[tuple[int, bool]]]:
+        found: dict[str, list[tuple[int, bool]]] = {}
+        for q in pope.questions(truth, frozenset("123"), way, 0):
+            found.setdefault(q.image_id, []).append((q.category_id, q.is_there))
+        return found
+
+    # dogs and cats are in two pictures, cups in one; dogs were seen with cats and with cups. The crowd of cats is not asked about.
+    assert asked("popular")["1"] == [(CAT, True), (DOG, False)]
+    assert asked("adversarial")["1"] == [(CAT, True), (DOG, False)]
+    assert asked("random")["2"] == [(DOG, True), (CUP, False)]
+    assert asked("popular")["3"] == [(DOG, True), (CAT, False)]  # one is absent, so one is asked about of either kind
+    run = judge_run(write_run(tmp_path / "run", [1, 2, 3], [label(11, 1, CAT), label(21, 2, CUP)]), truth, path)
+    counts = pope.count_pictures(pope.questions(truth, run.covered, "popular", 0), pope.presences(run, None))
+    assert (counts.true_yes, counts.false_yes, counts.num_pairs) == (1, 1, 3)  # the cat; a cup where there is none
+    # 0.4 of a dog in each of two regions: 1 - 0.6 * 0.6 = 0.64
+    likely = {CAT: math.log(0.6), DOG: math.log(0.4)}
+    presence = pope.presences(run, {("1", "11"): likely, ("1", "12"): likely})
+    assert presence["1", DOG] == pytest.approx(0.64) and presence["1", CAT] == pytest.approx(0.84)

@@ -38,6 +38,7 @@ TRAINED: dict[str, list[set[str]]] = {
         {"vision_tower", "refinement", "connector", "zoom_connector"},
         {"language_model", "place_connector"},
     ],
+    "mini-masks": [{"vision_tower", "refinement", "connector", "zoom_connector"}],
     "fine-tune": [CONNECTORS, {"language_model"}, {"vision_tower", "language_model", *CONNECTORS}],
     "fine-tune-lora": [CONNECTORS, {"language_model*", *CONNECTORS}],
     "fine-tune-qlora": [{"language_model*", *CONNECTORS}],
@@ -76,7 +77,7 @@ def test_shipped_recipe_trains_the_parts_that_it_says_and_freezes_the_rest(name:
 
 
 def test_mini_leaves_root_and_depthwise_convolutions_of_its_tower_and_all_word_embeddings() -> None:
-    for one in load_recipe("mini").stages:
+    for one in (*load_recipe("mini").stages, *load_recipe("mini-masks").stages):
         model = with_every_part()
         parameter_groups(model, one)
         free = {key for key, parameter in model.named_parameters() if parameter.requires_grad}

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 from sklearn.metrics import brier_score_loss, log_loss
 
 from rlabel.evaluation.reliability import (
+    effective_labels,
     equal_mass_bins,
     equal_width_bins,
     expected_calibration_error,
     find_threshold,
     hold,
+    least_labels,
     reliability,
     risk_coverage,
 )
@@ -148,3 +150,58 @@ def test_a_threshold_that_does_not_exist_labels_nothing() -> None:
     none = find_threshold(floats(0.5), bools(0), 1, 0.95)
     held = hold(none, floats(0.9, 1.0), bools(1, 1), 2)
     assert (held.num_labels, held.precision, held.coverage) == (0, None, 0.0)
+
+
+def test_fewer_labels_than_the_least_never_promise_and_so_many_do() -> None:
+    for precision, confidence in ((0.95, 0.95), (0.95, 0.9), (0.8, 0.5)):
+        least = least_labels(precision, confidence)
+        for num, is_found in ((least - 1, False), (least, True)):
+            found = find_threshold(np.full(num, 0.9), np.ones(num, dtype=bool), num, precision, confidence)
+            assert (found.score is not None) == is_found
+    assert (least_labels(0.95, 0.95), least_labels(0.95, 0.0)) == (59, 20)
+
+
+def test_no_labels_have_no_threshold() -> None:
+    assert find_threshold(floats(), bools(), 0, 0.9).score is None
+
+
+def test_labels_that_vary_together_count_for_fewer() -> None:
+    # 40 groups of 5 labels alike, 38 groups right: worth about 40 labels; each alone, all 200
+    is_right_N = np.repeat(np.arange(40) % 20 != 0, 5)
+    score_N, alike_N, alone_N = np.full(200, 0.9), np.repeat(np.arange(40), 5), np.arange(200)
+
+    def bound(num_right: float, num: float) -> float:
+        return float(beta.ppf(0.1, num_right, num - num_right + 1))
+
+    # variance of the share: 40 / 39 * (2 * 4.75 ** 2 + 38 * 0.25 ** 2) / 200 ** 2, so worth 0.95 * 0.05 / variance = 39 labels
+    worth = 0.95 * 0.05 / (40 / 39 * (2 * 4.75**2 + 38 * 0.25**2) / 200**2)
+    assert worth == pytest.approx(39)
+    for group_N, reached in (
+        (None, bound(190, 200)),
+        (alone_N, bound(190 * 0.995, 199)),
+        (alike_N, bound(0.95 * 39, 39)),
+    ):
+        for precision, is_found in ((reached - 1e-6, True), (reached + 1e-6, False)):
+            found = find_threshold(score_N, is_right_N, 200, precision, 0.9, group_N)
+            assert (found.score is not None) == is_found
+
+
+def test_labels_that_are_all_right_count_as_their_groups() -> None:
+    score_N, is_right_N, group_N = np.full(90, 0.9), np.ones(90, dtype=bool), np.repeat(np.arange(30), 3)
+    assert find_threshold(score_N, is_right_N, 90, 0.95, 0.9).score is not None  # 45 would do
+    assert find_threshold(score_N, is_right_N, 90, 0.95, 0.9, group_N).score is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
+def test_the_worth_of_labels_is_that_of_the_formula(rows: list[tuple[int, bool, int]]) -> None:
+    score_N, is_right_N = floats(*(one[0] / 5 for one in rows)), bools(*(one[1] for one in rows))
+    group_N = np.asarray([one[2] for one in rows])
+    expected = []
+    for score in sorted(set(score_N.tolist()), reverse=True):
+        kept = score_N >= score
+        share, num, groups = is_right_N[kept].mean(), int(kept.sum()), np.unique(group_N[kept])
+        spread = [is_right_N[kept & (group_N == g)].sum() - share * (kept & (group_N == g)).sum() for g in groups]
+        variance = len(groups) / max(len(groups) - 1, 1) * float(np.square(spread).sum()) / num**2
+        worth = share * (1 - share) / variance if 0 < share < 1 and variance > 1e-12 else len(groups)
+        expected.append(min(worth, num))
+    assert effective_labels(score_N, is_right_N, group_N) == pytest.approx(expected, rel=1e-6)

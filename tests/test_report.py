@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import fsspec
 import numpy as np
@@ -15,10 +17,13 @@ import pytest
 from PIL import Image
 
 from rlabel.errors import InputError
+from rlabel.evaluation.auditing import audit_run
+from rlabel.evaluation.evaluate import evaluate_run
 from rlabel.report.drawing import ABSTAINED, FAILED, RIGHT, WRONG, Color, draw_regions
 from rlabel.report.page import write_report
 from rlabel.report.reading import DrawnRegion, read_drawn_images
 from rlabel.report.sheet import TILE_WIDTH_PX, make_sheet
+from rlabel.report.worst import draw_cases, surest_wrong
 
 CATEGORIES = [{"id": 5, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog", "supercategory": "animal"}]
 HOSTILE = "<script>alert(1)</script>"
@@ -183,13 +188,88 @@ def test_the_page_escapes_what_the_model_and_the_files_say(run: Path, tmp_path: 
     assert hostile_name in tags.text
 
 
+def test_the_page_shows_both_curves_for_light_and_dark_paper_with_their_numbers(run: Path, tmp_path: Path) -> None:
+    write_report(str(run), str(tmp_path / "images"), str(tmp_path / "truth.json"))
+    tags = parse((run / "report.html").read_text(encoding="utf-8"))
+    light = [value for name, value in tags.attributes if name == "src" and "svg" in value]
+    dark = [value for name, value in tags.attributes if name == "srcset"]
+    assert len(light) == len(dark) == 2 and not set(light) & set(dark)
+    for chart in light + dark:
+        drawing = base64.b64decode(chart.partition(",")[2]).decode()
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
+        assert "<dc:date>" not in drawing and "http" not in re.sub(
+            r'xmlns\S*="[^"]*"|rdf:\S*="[^"]*"|<!DOCTYPE[^>]*>', "", drawing
+        )
+    # both labels have a score of 0.5, and one of the two is right
+    alts = [value for name, value in tags.attributes if name == "alt"]
+    assert any("Reliability diagram" in alt and "error 0.000" in alt for alt in alts)
+    assert any("Risk-coverage curve" in alt and "50.0 % wrong" in alt for alt in alts)
+    assert "0.47 to 0.53" in tags.text and "Risk and coverage" in tags.text
+
+
+def test_a_contradicted_label_is_shown_alone_with_its_outline(run: Path, tmp_path: Path) -> None:
+    truth, images = str(tmp_path / "truth.json"), str(tmp_path / "images")
+    cases = draw_cases(surest_wrong(audit_run(str(run), truth)), str(run), truth, images)
+    assert [(case.suspect.region_id, case.suspect.human_name) for case in cases] == [("12", "dog")]
+    assert cases[0].picture is not None
+    picture = np.asarray(cases[0].picture.image)
+    assert picture.shape[0] == picture.shape[1] == 300
+    # the window, a square of 102 pixels around the box of 60 at (100, 10), is moved down into the picture: (79, 0) to (180, 102)
+    rows, columns = np.nonzero((picture == np.array(WRONG)).all(axis=-1))
+    assert rows.min() == pytest.approx(10 * 300 / 102, abs=4) and columns.min() == pytest.approx(22 * 300 / 102, abs=4)
+    assert rows.max() == pytest.approx(70 * 300 / 102, abs=4) and columns.max() == pytest.approx(82 * 300 / 102, abs=4)
+
+
+@pytest.mark.parametrize(
+    "box", [None, "x", [1, 2], [float("nan"), 0, 1, 1], [1e300, 0, 1, 1], [500, 500, 9, 9], [0, 0, 0, 0]]
+)
+def test_a_case_with_a_box_that_is_none_shows_the_whole_picture(run: Path, tmp_path: Path, box: Any) -> None:
+    content = json.loads((tmp_path / "truth.json").read_text())
+    content["annotations"][1]["bbox"] = box
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    truth = str(tmp_path / "truth.json")
+    suspects = surest_wrong(audit_run(str(run), truth))
+    case = draw_cases(suspects, str(run), truth, str(tmp_path / "images"))[0]
+    assert case.picture is not None and count_color(np.asarray(case.picture.image), WRONG) > 100
+
+
+def test_cases_without_pictures_are_told_in_words(run: Path, tmp_path: Path) -> None:
+    truth = str(tmp_path / "truth.json")
+    suspects = surest_wrong(audit_run(str(run), truth))
+    assert draw_cases(suspects, str(run), truth, None)[0].no_picture_because == "no image folder was given"
+    (tmp_path / "images" / "a.png").unlink()
+    assert "no such file" in draw_cases(suspects, str(run), truth, str(tmp_path / "images"))[0].no_picture_because
+    write_report(str(run), None, truth)
+    text = parse((run / "report.html").read_text(encoding="utf-8")).text
+    assert "Sure, and against the truth" in text and "region 12 of image 1; no picture: no image folder" in text
+
+
+def test_categories_and_scores_of_an_evaluation_by_hand(run: Path, tmp_path: Path) -> None:
+    evaluation = evaluate_run(str(run), str(tmp_path / "truth.json"))
+    rows = {
+        row.name: (row.num_regions, row.num_correct, row.num_said, row.precision) for row in evaluation.per_category
+    }
+    assert rows == {"cat": (1, 1, 2, 0.5), "dog": (3, 0, 0, None)}
+    assert evaluation.scores is not None
+    assert [(point.num_labels, point.coverage, point.risk) for point in evaluation.scores.curve] == [
+        (1, 0.5, 0.5),
+        (2, 1.0, 0.5),
+    ]
+    plain: Any = evaluation.to_json()
+    assert plain["scores"]["ece"] == pytest.approx(0.0) and len(plain["per_category"]) == 2
+    (run / "labels.json").write_text(json.dumps({"categories": CATEGORIES, "images": [{"id": 1}], "annotations": []}))
+    assert evaluate_run(str(run), str(tmp_path / "truth.json")).scores is None
+
+
 def test_the_page_is_one_file_that_needs_no_network(run: Path, tmp_path: Path) -> None:
     written = write_report(str(run), str(tmp_path / "images"), str(tmp_path / "truth.json"))
     assert [Path(path).name for path in written] == ["report.html", "sheet.png"]
     page = (run / "report.html").read_text(encoding="utf-8")
     tags = parse(page)
     sources = [value for name, value in tags.attributes if name in ("src", "href", "srcset", "action")]
-    assert sources and all(value.startswith("data:image/jpeg;base64,") for value in sources)
+    assert sources and all(
+        value.startswith(("data:image/jpeg;base64,", "data:image/svg+xml;base64,")) for value in sources
+    )
     assert "link" not in tags.names and not re.search(r"url\(|@import", page)
     assert "prefers-color-scheme: dark" in page
 

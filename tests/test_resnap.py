@@ -16,6 +16,7 @@ from label_factories import Outcome as Ended
 from label_factories import rlabel_here
 from rlabel.errors import RunError, UsageError
 from rlabel.records import Abstention, Caption, JsonValue, Label, Outcome, ShardResult, Snap
+from rlabel.run.carried import NOTHING_CARRIED
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import PlanSummary
 from rlabel.run.records_io import line_to_outcome, outcome_to_line
@@ -151,11 +152,13 @@ def test_an_edited_line_is_the_line_of_the_record_with_the_other_snap(snap: Snap
 
 def test_ordinary_labels_and_abstentions_are_edited_not_parsed() -> None:
     outcomes = odd_outcomes("a cat")
-    edited = [_edited(outcome_to_line(outcome), NewSnap.of(LABELED)) is not None for outcome in outcomes]
+    edited = [
+        _edited(outcome_to_line(outcome), NewSnap.of(LABELED), NOTHING_CARRIED) is not None for outcome in outcomes
+    ]
     assert edited == [False, True, True, True, True, True, True, False]
-    assert _edited(outcome_to_line(outcomes[5]), NewSnap.of(UNLABELED)) is not None
+    assert _edited(outcome_to_line(outcomes[5]), NewSnap.of(UNLABELED), NOTHING_CARRIED) is not None
     polygons = abstention(region("3", 3, segmentation=box_polygon(1, 2, 3, 4)))
-    assert _edited(outcome_to_line(polygons), NewSnap.of(LABELED)) is None
+    assert _edited(outcome_to_line(polygons), NewSnap.of(LABELED), NOTHING_CARRIED) is None
 
 
 def test_a_snapped_label_keeps_all_that_the_snap_does_not_decide() -> None:

@@ -285,7 +285,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
     run = begin_run(tmp_path, 1)
-    for read in (run.read, run.read_footer, run.read_image_rows):
+    for read in (run.read, run.read_footer, run.read_ends):
         with pytest.raises(RunError, match="000000.jsonl: shard 0 is not committed.*again"):
             read(0)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlabel.corpus.coco import read_corpus
-from rlabel.corpus.sharding import content_sha256, plan_shards
+from rlabel.corpus.sharding import content_sha256, plan_contents, plan_shards
 from rlabel.errors import UsageError
 
 from factories import annotation, coco_file, image_row  # isort: skip
@@ -92,9 +92,37 @@ def test_the_content_hash_sees_content_and_nothing_else(tmp_path):
     assert content_sha256((), image.regions) != content_sha256((replace(image, regions=()),), image.regions)
 
 
+ODD = [
+    {}, {"area": 1e20}, {"area": "1"}, {"bbox": None}, {"bbox": [1, 2]}, {"bbox": [1, 2.5, 3e-07, 4]}, {"iscrowd": 1}, {"iscrowd": True},
+    {"iscrowd": 2}, {"segmentation": None}, {"segmentation": []}, {"segmentation": [[1, 2.5, 3, 4, 5, 6], [0, 0, 1, 1, 1, 0]]},
+    {"segmentation": {"size": [4, 5], "counts": '0\\"\u00e9'}}, {"segmentation": {"size": [4, 5], "counts": [1, 2]}}, {"segmentation": {}},
+    {"segmentation": [], "zz": 1}, {"segmentation": "x"}, {"extra": {"a": 1}}, {"id": 0}, {"id": "7"}, {"id": 2**70}, {"id": -1}, {"id": None},
+    {"id": 5.0}, {"id": True}, {"image_id": "one"}, {"image_id": 99}, {"image_id": 1.0}, {"category_id": 3, "caption": "c", "score": 1},
+]  # fmt: skip
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from(ODD), st.sampled_from(ODD), st.integers(1, 9), st.integers(1, 4)), max_size=14
+    ),
+    image_ids=st.lists(st.sampled_from([1, 2, 3, 4, "one", "\u00e9"]), max_size=6),
+    limit=st.none() | st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_plan_without_its_shards_says_of_them_what_they_say(rows, image_ids, limit):
+    annotations = [{**annotation(identity, image_id), **one, **other} for one, other, identity, image_id in rows]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        read_corpus(coco_file(Path(folder) / "c.json", [image_row(one) for one in image_ids], annotations)) as corpus,
+    ):
+        shards = [(one.content_sha256, one.num_images, one.num_regions) for one in plan_shards(corpus, 2, 3, limit)]
+        assert list(plan_contents(corpus, 2, 3, limit)) == shards
+
+
 @pytest.mark.parametrize("bounds", [(0, 1, None), (1, 0, None), (1, 1, -1)])
 def test_bounds_below_one_are_refused_at_the_call(tmp_path, bounds):
     with read_corpus(coco_file(tmp_path / "c.json", [], [])) as corpus:
-        with pytest.raises(UsageError, match="at least"):
-            plan_shards(corpus, *bounds)
+        for plan in (plan_shards, plan_contents):
+            with pytest.raises(UsageError, match="at least"):
+                plan(corpus, *bounds)
         assert list(plan_shards(corpus, 1, 1)) == []

@@ -120,8 +120,14 @@ REFUSALS: list[tuple[Callable[[Call], None], dict[str, str | None], tuple[str, .
     (unknown_category, {}, (), 1, "annotation 1: expected a category_id"),
     (lambda call: call.files.annotations.write_text("{"), {}, (), 1, "instances.json"),
     (nothing, {"images": "nowhere"}, (), 1, "nowhere: no such folder"),
-    (nothing, {"recipe": "none.yaml"}, (), 1, "fine-tune, fine-tune-lora, fine-tune-qlora, mini, paper-align"),
-    (nothing, {"recipe": "maxi"}, (), 1, "fine-tune, fine-tune-lora, fine-tune-qlora, mini, paper-align"),
+    (
+        nothing,
+        {"recipe": "none.yaml"},
+        (),
+        1,
+        "fine-tune, fine-tune-lora, fine-tune-qlora, mini, mini-masks, paper-align",
+    ),
+    (nothing, {"recipe": "maxi"}, (), 1, "fine-tune, fine-tune-lora, fine-tune-qlora, mini, mini-masks, paper-align"),
     (lambda call: (call.folder / "r.yaml").write_text("name: x\nstages: 3"), {}, (), 1, "stages"),
     (
         lambda call: written(call.folder / "r.yaml", recipe(stage(learning_rates={"conector": 1}))),

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from rlabel.corpus.coco import LabeledImage, LabeledRegion, read_corpus
 from rlabel.corpus.inputs import prepare_image
 from rlabel.corpus.limits import Limits
+from rlabel.corpus.picture import LargePicture
 from rlabel.errors import InputError
-from rlabel.labeling.describer import RegionGPTDescriber
+from rlabel.labeling.describer import RegionGPTDescriber, sight_of
 from rlabel.labeling.engine import Engine, EngineOptions, to_device_batch
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.prompts.templates import Turn
@@ -297,8 +298,13 @@ def test_pictures_of_a_remote_store_are_read_in_loader_processes(served: Files) 
 # ---- contract 5: training = labeling
 
 
+@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("zoom", ["off", "all", "small"])
-def test_training_and_labeling_prepare_the_same_bytes_and_tokens(tmp_path: Path, zoom: str) -> None:
+def test_training_and_labeling_prepare_the_same_bytes_and_tokens(
+    tmp_path: Path, zoom: str, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_large:
+        monkeypatch.setattr("rlabel.corpus.picture.LARGE_PX", 1000)
     files = labeled_corpus(tmp_path, num_images=2, regions_per_image=4)
     model, made = tiny(zoom=zoom)
     made.image_processor.zoom_below_px = 22.5  # with "small", three of the four regions
@@ -308,8 +314,10 @@ def test_training_and_labeling_prepare_the_same_bytes_and_tokens(tmp_path: Path,
     with read_corpus(str(files.annotations)) as corpus:
         labeled = []
         for record in corpus.images():
-            prepared = prepare_image(store, record, Limits())
-            labeled.append(RegionGPTDescriber(engine).prepare(prepared, prepared.regions))
+            describer = RegionGPTDescriber(engine)
+            prepared = prepare_image(store, record, Limits(), sight=sight_of(describer))
+            assert isinstance(prepared.picture, LargePicture) == is_large
+            labeled.append(describer.prepare(prepared, prepared.regions))
     for sample in trained:
         twins = [inputs for inputs in labeled if torch.equal(inputs.pixels_3SS, sample.inputs.pixels_3SS)]
         assert len(twins) == 1

@@ -14,7 +14,11 @@ from rlabel.errors import UsageError
 @click.command(context_settings={"max_content_width": 110})
 @click.argument("run")
 @click.option("--truth", required=True, help="COCO JSON with the human labels of the same regions.")
-@click.option("--top", type=int, help="List the N most confidently contradicted labels.")
+@click.option(
+    "--calibrator",
+    help="JSON by `rlabel calibrate`: how often answers are right. Without it that is read off from how often people agree.",
+)
+@click.option("--top", type=int, help="List the N labels that are likeliest to be wrong.")
 @click.option("--precision", type=float, help="List as many as are expected to be wrong for this share, as in 0.5.")
 @click.option("--out", help="Also write those listed as COCO JSON: the human annotations and the case against each.")
 @click.option("--images", help="Folder of the pictures, for --sheet.")
@@ -24,6 +28,7 @@ from rlabel.errors import UsageError
 def audit(
     run: str,
     truth: str,
+    calibrator: str | None,
     top: int | None,
     precision: float | None,
     out: str | None,
@@ -31,7 +36,7 @@ def audit(
     sheet: str | None,
     as_json: bool,
 ) -> None:
-    """List the human labels that a run contradicts with confidence, the surest first.
+    """List the human labels that a run contradicts, those that are likeliest to be wrong first.
 
     A run made with --decoding hybrid finds far more of them: it says how likely the human's own category is, too.
 
@@ -46,7 +51,9 @@ def audit(
 
     if (images is None) != (sheet is None):
         raise UsageError("--sheet and --images belong together: the picture to write, and the folder to draw from.")
-    found = audit_run(run, truth)
+    found = audit_run(run, truth, calibrator)
+    for warning in found.warnings:
+        print(f"rlabel: {warning}", file=sys.stderr)
     listed = choose_suspects(found, top, precision)
     document = suspects_document(truth, listed)
     if out is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from rlabel.cli.options import ends_cleanly, print_json
 from rlabel.errors import UsageError
+
+if TYPE_CHECKING:
+    from rlabel.evaluation.calibrating import GroupBy
 
 CALIBRATOR, PICTURE = "calibrator.json", "reliability.png"
 
@@ -33,7 +37,12 @@ CALIBRATOR, PICTURE = "calibrator.json", "reliability.png"
 )
 @click.option("--provenance", help="JSON that says of each region whether training showed its picture.")
 @click.option("--unseen-only", is_flag=True, help="Fit and measure on pictures that training did not show.")
-@click.option("--per", type=click.Choice(["supercategory"]), help="Also print each supercategory of labels.")
+@click.option(
+    "--group-by",
+    type=click.Choice(["image", "source"]),
+    default="image",
+    help="What is never parted between fitting and measuring: an image, or (by the provenance) a source that several images show.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @ends_cleanly
 def calibrate(
@@ -48,7 +57,7 @@ def calibrate(
     method: str,
     provenance: str | None,
     unseen_only: bool,
-    per: str | None,
+    group_by: GroupBy,
     as_json: bool,
 ) -> None:
     """Fit scores to how often labels are right, save them as data, and say what they are worth on held-out images.
@@ -80,6 +89,7 @@ def calibrate(
         confidence=confidence,
         methods=METHODS if method == "auto" else [one for one in METHODS if one == method],
         unseen_only=unseen_only,
+        group_by=group_by,
     )
     store, name = (Store.open(run), CALIBRATOR) if out is None else split_url(out)
     store.put(name, calibrator_to_bytes(calibration.calibrator))
@@ -88,6 +98,6 @@ def calibrate(
     if as_json:
         print_json({**calibration.to_json(), "file": store.join(name), "picture": store.join(picture)})
     else:
-        print(calibration_to_text(calibration, per_group=per is not None), end="")
+        print(calibration_to_text(calibration), end="")
     for path in (name, picture):
         print(f"rlabel: wrote {store.join(path)}", file=sys.stderr)

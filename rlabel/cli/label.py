@@ -11,10 +11,13 @@ import click
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
 from rlabel.config import LabelSettings, load_settings
 from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
+from rlabel.memory import reuse_freed_memory_environment
 from rlabel.run.directory import RunDirectory
 from rlabel.run.job import LabelJob, open_run, plan_job
 from rlabel.run.merge import answers_file
+from rlabel.run.profile import PROFILE, profile_text, write_profile
 from rlabel.run.progress import RunProgress, heartbeat
+from rlabel.spans import Profile, recorded, stop_recording
 
 _PROBLEMS_SHOWN = 20
 _ANSWERS = {
@@ -128,7 +131,12 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
     if job.settings.no_ray:
         from rlabel.run.local import label_in_process
 
-        label_in_process(run, job.shards(), lambda: _told(LabelWorker(spec)), progress, job.settings.max_attempts)
+        try:
+            label_in_process(run, job.shards(), lambda: _told(LabelWorker(spec)), progress, job.settings.max_attempts)
+            own = recorded()
+            _tell_profile(run, [] if own is None else [own])
+        finally:
+            stop_recording()
         return
     from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
     from rlabel.cluster.session import ray_session
@@ -147,6 +155,9 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
             max_attempts=settings.max_attempts,
             shard_timeout_s=settings.shard_timeout_s,
             wait_for_actors_s=settings.wait_for_actors_s,
+            # The threads of an actor are there before it could say how malloc is to keep what is freed.
+            environment=reuse_freed_memory_environment() if gpus == 0 else {},
+            profile=settings.profile,
         )
         pool = ShardPool(ray, LabelWorker, (spec,), run, options)
         print(
@@ -156,6 +167,7 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
         )
         pool.label(job.shards(), progress.beat)
         _tell_quantized(pool.worker_notes)
+    _tell_profile(run, pool.profiles)
     if len(run.committed()) != run.num_shards:
         raise RunError(
             f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again."
@@ -178,7 +190,7 @@ def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
             margin=settings.margin,
             embedder=embedder_name(settings.embedder),
             fallback=settings.fallback,
-            thesaurus_sha256=None if settings.thesaurus is None else thesaurus_digest(settings.thesaurus),
+            thesaurus_sha256=thesaurus_digest(settings.thesaurus),
         )
         for vocabulary, where in zip(job.also, also_folders(settings.out, job.also), strict=True)
     ]
@@ -204,6 +216,12 @@ def _tell_quantized(layers: tuple[str, ...] | None) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _tell_profile(run: RunDirectory, profiles: list[Profile]) -> None:
+    if profiles:
+        write_profile(run.store, profiles)
+        print(f"rlabel: where the time went ({run.store.join(PROFILE)}):\n{profile_text(profiles)}", file=sys.stderr)
 
 
 def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:

@@ -21,6 +21,7 @@ _COMMANDS = {
     "status": "Say how far a run is.",
     "validate": "Check a corpus before it is labeled or trained on.",
     "ask": "Ask about regions of one picture.",
+    "bench": "Measure how fast this machine labels.",
     "ablate": "Train small models and print RegionGPT's tables with ours beside them.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",
     "average": "Write the mean of several labelers trained from one start.",

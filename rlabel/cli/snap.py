@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "--also", multiple=True, metavar="VOCABULARY", help="A further vocabulary, into OUT/also/NAME. May be repeated."
 )
+@click.option(
+    "--tree", metavar="FILE", help="V3Det's category tree: parents for --fallback parent, of the first vocabulary."
+)
 @click.option("--threshold", type=float, help="Least cosine for the embedding step.  [default: as in RUN, else 0.6]")
 @click.option("--margin", type=float, help="Least lead over the next category.  [default: as in RUN, else 0.02]")
 @click.option("--embedder", help="sentence-transformers folder or id; the bundled MiniLM if left out.")
@@ -36,7 +39,18 @@ if TYPE_CHECKING:
     default="abstain",
     help="What becomes of a text that several categories with one parent fit alike.",
 )
-@click.option("--thesaurus", help="Folder with WordNet's index.noun and data.noun.")
+@click.option(
+    "--thesaurus",
+    default="wordnet",
+    show_default=True,
+    help="wordnet: the nouns that rlabel carries; none; or a folder with WordNet's index.noun and data.noun.",
+)
+@click.option(
+    "--calibrator",
+    metavar="FILE",
+    help="Calibrate the scores by what `rlabel calibrate` wrote, of the first vocabulary. It must fit.",
+)
+@click.option("--min-score", type=click.FloatRange(0.0, 1.0), help="Labels below it become abstentions.")
 @click.option("--keep-zero-ids", is_flag=True, help="Accept categories of id 0.")
 @click.option("--partial", is_flag=True, help="Take what an unfinished run has; the same command later adds the rest.")
 @click.option("--results-files", is_flag=True, help="Also write labels.bbox.json and labels.segm.json.")
@@ -47,11 +61,14 @@ def snap(
     vocabulary: str,
     out: str,
     also: tuple[str, ...],
+    tree: str | None,
     threshold: float | None,
     margin: float | None,
     embedder: str | None,
     fallback: Fallback,
-    thesaurus: str | None,
+    thesaurus: str,
+    calibrator: str | None,
+    min_score: float | None,
     keep_zero_ids: bool,
     partial: bool,
     results_files: bool,
@@ -68,16 +85,19 @@ def snap(
     """
     from rlabel.run.job import embedder_name
     from rlabel.run.resnap import SnapJob, also_folders, open_source, refuse_overlap, thresholds_of
+    from rlabel.vocabulary.calibration import load_calibrator
     from rlabel.vocabulary.thesaurus import thesaurus_digest
-    from rlabel.vocabulary.vocabulary import load_vocabulary
+    from rlabel.vocabulary.tree import load_with_tree
 
     stop_on_sigterm()
     refuse_overlap(run, out)
-    vocabularies = [load_vocabulary(url, keep_zero_ids=keep_zero_ids) for url in (vocabulary, *also)]
+    with_trees = [(vocabulary, tree), *((url, None) for url in also)]
+    vocabularies = [load_with_tree(url, own_tree, keep_zero_ids=keep_zero_ids) for url, own_tree in with_trees]
     for one in vocabularies:
         for note in one.notes:
             print(f"rlabel: vocabulary {one.name}: {note}", file=sys.stderr)
     source = open_source(run, partial=partial)
+    fitted = None if calibrator is None else load_calibrator(calibrator)
     least_cosine, least_lead = thresholds_of(source, threshold, margin)
     jobs = [
         SnapJob(
@@ -87,7 +107,9 @@ def snap(
             margin=least_lead,
             embedder=embedder_name(embedder),
             fallback=fallback,
-            thesaurus_sha256=None if thesaurus is None else thesaurus_digest(thesaurus),
+            thesaurus_sha256=thesaurus_digest(thesaurus),
+            calibrator=fitted if where == out else None,
+            min_score=min_score if where == out else None,
         )
         for one, where in zip(vocabularies, [out, *also_folders(out, vocabularies[1:])], strict=True)
     ]
@@ -103,25 +125,27 @@ def snap_jobs(
     jobs: list[SnapJob],
     embedder: str | None,
     *,
-    thesaurus: str | None = None,
+    thesaurus: str = "none",
     threads: int | None = None,
     partial: bool = False,
     results_files: bool = False,
     heartbeat_s: float = 10.0,
 ) -> list[dict[str, Any]]:
     """Snap a run to several vocabularies, one after the other, and return what the last line of the command says of each."""
-    from rlabel.run.resnap import open_snapped
+    from rlabel.run.resnap import open_snapped, scores_of
     from rlabel.vocabulary.snapping import Snapper
     from rlabel.vocabulary.thesaurus import load_thesaurus
 
     @cache
     def tools() -> tuple[TextEmbedder, Thesaurus | None]:
         # Loading them takes seconds: not before all new runs are open, and once for all of them.
-        return _embedder(embedder, threads), None if thesaurus is None else load_thesaurus(thesaurus)
+        return _embedder(embedder, threads), load_thesaurus(thesaurus)
 
     for job in jobs:
         # Refuses impossible thresholds, and parents that are no tree, first.
         Snapper(job.vocabulary, None, job.threshold, job.margin, fallback=job.fallback)
+        for note in scores_of(source, job):
+            print(f"rlabel: {job.where}: {note}", file=sys.stderr)
     runs = [open_snapped(source, job) for job in jobs]
     return [
         _snap_one(source, run, job, tools, partial, results_files, heartbeat_s)
@@ -140,7 +164,7 @@ def _snap_one(
 ) -> dict[str, Any]:
     from rlabel.run.merge import LABELS
     from rlabel.run.progress import RunProgress
-    from rlabel.run.resnap import snap_run
+    from rlabel.run.resnap import carried_to, snap_run
     from rlabel.vocabulary.snapping import Snapper
 
     progress = RunProgress(run, heartbeat_s)
@@ -151,7 +175,7 @@ def _snap_one(
             snapper = Snapper(
                 job.vocabulary, embedder, job.threshold, job.margin, thesaurus=thesaurus, fallback=job.fallback
             )
-            snap_run(source, run, snapper, progress.beat)
+            snap_run(source, run, snapper, progress.beat, carried_to(source, job))
         counts = run.merge(partial=partial, results_files=results_files)
     except (KeyboardInterrupt, Stopped):
         progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
@@ -173,6 +197,7 @@ def _snap_one(
         "run": job.where,
         "from": source.store.url,
         "vocabulary": job.vocabulary.name,
+        "calibrated": job.calibrator is not None,
         "state": "stopped" if missing else "done",
         "exit_code": 0,
         "labels": counts.labels,

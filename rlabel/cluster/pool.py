@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,8 @@ from rlabel.records import Shard, ShardResult
 from rlabel.run.attempts import failed_shard, image_shard, in_words, joined
 from rlabel.run.directory import RunDirectory
 
-# Shards waiting at an actor: one in work and one behind it, which is also the backpressure on the driver.
-WINDOW = 2
 _POLL_S = 1.0
+_PROFILES_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +30,8 @@ class PoolOptions:
     max_attempts: int = 3
     shard_timeout_s: float = 3600.0
     wait_for_actors_s: float = 600.0
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the actors' processes
+    profile: bool = False
 
 
 @dataclass(slots=True)
@@ -40,11 +41,12 @@ class _Task:
     shard: Shard
     part: int | None = None
     attempts: int = 0
+    must_be_alone: bool = False  # it was at a worker that died, with others
 
     @property
     def is_suspect(self) -> bool:
         """Return whether it may be what kills workers; then it is tried alone, so that no other task is blamed for it, nor it for another."""
-        return self.attempts > 0 or self.part is not None
+        return self.attempts > 0 or self.part is not None or self.must_be_alone
 
 
 @dataclass(slots=True)
@@ -67,8 +69,8 @@ class _Actor:
 class ShardPool:
     """Runs one labeling run on Ray actors.
 
-    worker_class: has label_and_commit(shard), label_only(shard) -> ShardResult, and describe(), whose answer says that it is ready.
-    worker_args: what it is made with.
+    worker_class: has label_and_commit(shard), label_only(shard) -> ShardResult, and describe(), whose answer says that it is ready. Where it has
+    shards_at_once, so many threads call it at once. worker_args: what it is made with.
     """
 
     def __init__(
@@ -77,15 +79,22 @@ class ShardPool:
         self.ray = ray
         self.run = run
         self.options = options
+        self.at_once: int = getattr(worker_class, "shards_at_once", 1)
         # Restarts are ours: a restarted actor of Ray's would take its old calls again, without a count.
         remote = ray.remote(
-            num_cpus=options.cpus_per_actor, num_gpus=options.gpus_per_actor, max_restarts=0, max_task_retries=0
+            num_cpus=options.cpus_per_actor,
+            num_gpus=options.gpus_per_actor,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=self.at_once,
+            **({"runtime_env": {"env_vars": dict(options.environment)}} if options.environment else {}),
         )(worker_class)
         self._start = lambda: remote.remote(*worker_args)
         self.actors: list[_Actor] = []
         self.waiting: deque[_Task] = deque()
         self.splits: dict[int, _Split] = {}
         self.worker_notes: Any = None
+        self.profiles: list[Any] = []  # what the workers that were there at the end say of their time
         self.num_failed_starts = 0  # in a row
         self.none_ready_since = 0.0
 
@@ -111,13 +120,17 @@ class ShardPool:
                     break
                 self._wait()
                 on_tick()
+            if self.options.profile:
+                self.profiles = self._ask_for_profiles()
         finally:
             for actor in self.actors:
                 self._kill(actor)
 
     def _feed(self, source: Iterator[Shard], exhausted: bool) -> bool:
         """Fill the windows of the actors that are ready; return whether the source is exhausted."""
-        for depth in range(WINDOW):  # breadth first: no actor gets a second shard before each has one
+        # One more than are in work waits at the actor, which is also the backpressure on the driver.
+        # Breadth first: no actor gets a second shard before each has one.
+        for depth in range(self.at_once + 1):
             for actor in self.actors:
                 if not actor.is_ready or len(actor.in_flight) > depth:
                     continue
@@ -157,7 +170,7 @@ class ShardPool:
         for actor in list(self.actors):
             late = actor.in_flight and now - actor.head_since > self.options.shard_timeout_s
             if late and not self.ray.wait([next(iter(actor.in_flight))], timeout=0)[0]:
-                self._lost(actor, f"no answer within {self.options.shard_timeout_s:g} s")
+                self._lost(actor, f"no answer within {self.options.shard_timeout_s:g} s", next(iter(actor.in_flight)))
         if any(actor.is_ready for actor in self.actors):
             self.none_ready_since = now
         elif now - self.none_ready_since > self.options.wait_for_actors_s:
@@ -192,7 +205,7 @@ class ShardPool:
             if isinstance(cause, RlabelError):
                 self._again(self._done(actor, ref), in_words(cause))
             else:
-                self._lost(actor, in_words(cause))
+                self._lost(actor, in_words(cause), ref)
         except (
             Exception
         ) as error:  # died, unreachable, killed for its memory, its result lost with a node: of many kinds
@@ -208,31 +221,44 @@ class ShardPool:
         if task.part is not None:
             self._take_part(task, value)
 
-    def _lost(self, actor: _Actor, reason: str) -> None:
-        """Replace an actor. Only the shard it was at is to blame; the one behind it goes back without a count."""
+    def _lost(self, actor: _Actor, reason: str, culprit: Any = None) -> None:
+        """Replace an actor. Only the shard that ended it is to blame; the others go back without a count.
+
+        culprit: the call that did it. None where that cannot be known: where several were in work, each of them is tried again alone.
+        """
         # What it finished before may not have been taken yet. (A reply may also die with its worker; `_again` looks at the commit.)
         for ref in list(actor.in_flight):
-            if not self.ray.wait([ref], timeout=0)[0]:
-                break
+            if ref == culprit or not self.ray.wait([ref], timeout=0)[0]:
+                continue
             try:
                 value = self.ray.get(ref)
             except Exception:
-                break
+                continue
             self._finish(actor.in_flight.pop(ref), value)
-        tasks = list(actor.in_flight.values())
+        in_work = list(actor.in_flight)[: self.at_once]
+        blamed = [culprit] if culprit is not None else in_work
+        suspects = [actor.in_flight.pop(ref) for ref in blamed]
+        untouched = list(actor.in_flight.values())
         actor.in_flight.clear()
         self._replace(actor)
-        self.waiting.extendleft(reversed(tasks[1:]))
-        if tasks:
-            self._again(tasks[0], reason)
+        self.waiting.extendleft(reversed(untouched))
+        if len(suspects) == 1:
+            self._again(suspects[0], reason)
+            return
+        for task in suspects:
+            if not self._is_done(task):
+                task.must_be_alone = True
+                self.waiting.append(task)
+        if suspects:
+            names = " and ".join(_task_name(task) for task in suspects)
+            print(f"rlabel: {names}: {reason}; each is tried again, alone", file=sys.stderr, flush=True)
 
     def _again(self, task: _Task, reason: str) -> None:
-        if task.part is None and self.run.is_committed(task.shard.index):
-            return  # it died between the commit and the reply, or another driver was faster
+        if self._is_done(task):
+            return
         task.attempts += 1
-        name = f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
         print(
-            f"rlabel: {name}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}",
+            f"rlabel: {_task_name(task)}: attempt {task.attempts} of {self.options.max_attempts} failed: {reason}",
             file=sys.stderr,
             flush=True,
         )
@@ -246,6 +272,10 @@ class ShardPool:
         else:
             self._take_part(task, failed_shard(image_shard(task.shard, task.part), reason, task.attempts))
 
+    def _is_done(self, task: _Task) -> bool:
+        """Return whether a task is committed all the same: its worker died between the commit and the reply, or another driver was faster."""
+        return task.part is None and self.run.is_committed(task.shard.index)
+
     def _take_part(self, task: _Task, result: ShardResult) -> None:
         split = self.splits[task.shard.index]
         assert task.part is not None
@@ -253,6 +283,14 @@ class ShardPool:
         if len(split.results) == len(split.shard.images):
             self.run.commit(joined(split.shard, split.results))
             del self.splits[task.shard.index]
+
+    def _ask_for_profiles(self) -> list[Any]:
+        try:
+            asked = [actor.handle.profile.remote() for actor in self.actors if actor.is_ready]
+            return [profile for profile in self.ray.get(asked, timeout=_PROFILES_S) if profile is not None]
+        except Exception as error:  # the labels are there; a profile is not worth a failed run
+            print(f"rlabel: no profile: {in_words(error)}", file=sys.stderr, flush=True)
+            return []
 
     def _new_actor(self) -> _Actor:
         handle = self._start()
@@ -267,6 +305,10 @@ class ShardPool:
             self.ray.kill(actor.handle, no_restart=True)
         except Exception as error:  # a handle of an actor that never started, or a cluster that is gone
             print(f"rlabel: an actor could not be ended: {in_words(error)}", file=sys.stderr, flush=True)
+
+
+def _task_name(task: _Task) -> str:
+    return f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
 
 
 def _last_line(error: Exception) -> str:

@@ -54,8 +54,8 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": str(folder),
         }
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        at_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
         except SystemExit as error:  # SIGTERM: Ray has put its own handler in the place of the command's
@@ -66,14 +66,19 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
                 f"Ray at {where}: cannot be reached ({' '.join(str(error).split())[:300]}). Check --address, or use --no-ray."
             ) from error
         finally:
-            if callable(at_sigterm) and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, at_sigterm)
+            _handle_sigterm(at_sigterm)
         yield ray
     finally:
         ray.shutdown()
+        _handle_sigterm(at_sigterm)  # Ray's end takes the handler from the process, though Python still names it
         if folder is not None:
             _remove(folder)
             lock.close()
+
+
+def _handle_sigterm(handler: Any) -> None:
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _private_folder() -> tuple[Path, IO[bytes]]:

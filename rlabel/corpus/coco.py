@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
+from operator import attrgetter
 from typing import Literal, cast
 
 from rlabel.corpus.json_stream import Member, parse_row, stream_members
@@ -24,6 +25,7 @@ from rlabel.corpus.rows import (
     region_id_key,
     region_of,
     row_text,
+    spooled_content,
     stray_problem,
     usable_file_name,
     verbatim_text,
@@ -83,6 +85,13 @@ class Corpus:
         """Return the images in file order, each with its regions in file order; the first `limit` of them."""
         return (record for record, _ in self._joined(limit))
 
+    def contents(self, limit: int | None = None) -> Iterator[tuple[str, list[str]]]:
+        """Return the canonical texts of the images of `images`: of the row, and of each region as `rows.region_content` gives it."""
+        for _, group in islice(groupby(self._spool.joined(), key=attrgetter("image_seq")), limit):
+            rows = list(group)
+            contents = [spooled_content(row, row.twin_note) for row in rows if row.region_seq is not None]
+            yield canonical_text(parse_row(rows[0].image_text)), contents
+
     def stray_regions(self) -> Iterator[Region]:
         """Return the regions of no image, in file order, each with its `problem`."""
         for joined in self._spool.strays():
@@ -98,7 +107,7 @@ class Corpus:
         self.close()
 
     def _joined(self, limit: int | None) -> Iterator[tuple[ImageRecord, list[JoinedRow]]]:
-        for _, group in islice(groupby(self._spool.joined(), key=lambda row: row.image_seq), limit):
+        for _, group in islice(groupby(self._spool.joined(), key=attrgetter("image_seq")), limit):
             rows = list(group)
             having = [row for row in rows if row.region_seq is not None]
             regions = tuple(region_of(row, row.twin_note) for row in having)

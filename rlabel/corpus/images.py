@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from rlabel.corpus.limits import Limits
+from rlabel.corpus.picture import LargePicture, PixelsHWC, Sight, is_large
 from rlabel.errors import StorageError
 from rlabel.storage import PathRefused, Store
 
-PixelsHWC = npt.NDArray[np.uint8]
+__all__ = ["BadImage", "PixelsHWC", "open_image", "open_picture"]
 
 # By content, whatever the name says. Left out on purpose: formats that run other programs (EPS) or that hold no
 # picture.
@@ -35,6 +39,12 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Below this side no smaller scale could be wanted, and Pillow's arithmetic of them ends.
+_LEAST_DRAFTED_PX = 64
+# Those that exchange width and height.
+_LYING = frozenset(
+    {Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270}
+)
 
 
 class BadImage(Exception):
@@ -50,18 +60,67 @@ def open_image(store: Store, file_name: str, limits: Limits) -> PixelsHWC:
     Raises BadImage for anything wrong with this one file. A StorageError (no connection, say) passes through: it says
     nothing about the picture, and trying again may help.
     """
+    picture = open_picture(store, file_name, limits)
+    return picture.pixels_HWC if isinstance(picture, LargePicture) else picture
+
+
+def open_picture(store: Store, file_name: str, limits: Limits, sight: Sight | None = None) -> PixelsHWC | LargePicture:
+    """Return the picture as `open_image` does, or where it is a large one, as a LargePicture that is decoded for a sight.
+
+    sight: what will be asked of it; None decodes it in full. It decides what is read now, not what comes out later.
+
+    Raises BadImage for anything wrong with this one file; StorageError passes through.
+    """
     data = _read_bytes(store, file_name, limits)
-    try:
-        with Image.open(io.BytesIO(data), formats=_readable_formats()) as picture:
-            if picture.width < 1 or picture.height < 1:
-                raise BadImage("the picture has no pixels")
-            if picture.width * picture.height > limits.max_pixels:
-                raise BadImage(
-                    f"its header says {picture.width} x {picture.height} pixels, more than the limit of "
-                    f"{limits.max_pixels}; not decoded. Scale it down, or raise max_pixels"
-                )
+    with _as_bad_image(limits), Image.open(io.BytesIO(data), formats=_readable_formats()) as picture:
+        if picture.width < 1 or picture.height < 1:
+            raise BadImage("the picture has no pixels")
+        if picture.width * picture.height > limits.max_pixels:
+            raise BadImage(
+                f"its header says {picture.width} x {picture.height} pixels, more than the limit of "
+                f"{limits.max_pixels}; not decoded. Scale it down, or raise max_pixels"
+            )
+        if not is_large(picture.height, picture.width):
             picture.load()
-            return _pixels(_upright(picture))
+            return np.array(_rgb(_upright(picture)))
+        large = _drafted(picture, data, limits)
+        if large is None:
+            picture.load()
+            large = LargePicture.of_image(_rgb(_upright(picture)))
+        if sight is None:
+            large.level(1)
+        else:
+            large.see(sight)
+        return large
+
+
+def _drafted(picture: Image.Image, data: bytes, limits: Limits) -> LargePicture | None:
+    """Return the picture, not decoded yet, if its decoder can do so at smaller scales: JPEG."""
+    if not isinstance(picture, JpegImageFile) or min(picture.size) < _LEAST_DRAFTED_PX:
+        return None
+    width, height = picture.size
+    if _turn(picture) in _LYING:
+        width, height = height, width
+    return LargePicture(height, width, lambda scale: _decoded(data, scale, limits), has_drafts=True)
+
+
+def _decoded(data: bytes, scale: int, limits: Limits) -> Image.Image:
+    """Return a JPEG upright, RGB, at 1 / scale (1, 2, 4 or 8), sides rounded up. Raises BadImage."""
+    with _as_bad_image(limits), Image.open(io.BytesIO(data), formats=_readable_formats()) as picture:
+        expected = tuple(-(-side // scale) for side in picture.size)
+        if scale > 1:
+            picture.draft(None, (picture.width // scale, picture.height // scale))
+        picture.load()
+        if picture.size != expected:
+            raise BadImage(f"it was decoded to {picture.size} pixels, expected {expected} (width, height)")
+        return _rgb(_upright(picture))
+
+
+@contextmanager
+def _as_bad_image(limits: Limits) -> Iterator[None]:
+    """Turn whatever a decoder raises into BadImage."""
+    try:
+        yield
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -107,23 +166,30 @@ def _read_bytes(store: Store, file_name: str, limits: Limits) -> bytes:
     return data
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return what turns a picture as stored upright; None where nothing is to be done."""
     try:
         orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # a damaged EXIF block says nothing about the picture: take it as stored
         orientation = 1
-    turn = _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return _TO_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    turn = _turn(picture)
     return picture if turn is None else picture.transpose(turn)
 
 
-def _pixels(picture: Image.Image) -> PixelsHWC:
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return the picture in RGB: itself where it is. Transparent ones are laid on white, deep ones scaled to 8 bits."""
     if picture.mode.startswith("I") or picture.mode == "F":
-        return np.repeat(_high_depth_to_grey(picture)[:, :, None], 3, axis=2)
+        grey = Image.fromarray(_high_depth_to_grey(picture))
+        return Image.merge("RGB", (grey, grey, grey))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, layer)
-    return np.array(picture.convert("RGB"))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _high_depth_to_grey(picture: Image.Image) -> npt.NDArray[np.uint8]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from rlabel.corpus.images import BadImage, PixelsHWC, open_image
+from rlabel.corpus.images import BadImage, open_picture
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
+from rlabel.corpus.picture import LargePicture, PixelsHWC, Sight
 from rlabel.records import Failure, ImageRecord, JsonValue, Pair, Query, QueryFailure, Region
+from rlabel.spans import span
 from rlabel.storage import Store
 
 _LONGEST_NAME = 200
@@ -29,51 +31,61 @@ class PreparedRegion:
 class PreparedImage:
     """An image ready to be encoded. Every region of the record is in one of `regions` and `failures`, in file order.
 
-    pixels_HWC: uint8 (H, W, 3), RGB, upright; None where no region is left to label, which also spares opening the
-    file.
+    picture: uint8 (H, W, 3), RGB, upright, or what a large one can be seen by; None where no region is left to label,
+    which also spares opening the file.
     """
 
     record: ImageRecord
-    pixels_HWC: PixelsHWC | None
+    picture: PixelsHWC | LargePicture | None
     regions: tuple[PreparedRegion, ...]
     failures: tuple[Failure, ...]
 
+    @property
+    def pixels_HWC(self) -> PixelsHWC | None:
+        """All pixels: uint8 (H, W, 3); of a large picture a new array at each use."""
+        return self.picture.pixels_HWC if isinstance(self.picture, LargePicture) else self.picture
 
-def prepare_image(store: Store, record: ImageRecord, limits: Limits, *, include_crowds: bool = True) -> PreparedImage:
+
+def prepare_image(
+    store: Store, record: ImageRecord, limits: Limits, *, include_crowds: bool = True, sight: Sight | None = None
+) -> PreparedImage:
     """Return an image's pixels and masks, with a failure for each region that cannot be labeled.
 
     include_crowds: False makes a failure of each crowd region (iscrowd 1).
+    sight: what the model will see of the picture, so that no more of a large one is decoded; it changes nothing else.
 
     Raises StorageError when the store itself cannot be read now; trying again may help.
     """
     problems = [
         _problem_before_opening(region, index, limits, include_crowds) for index, region in enumerate(record.regions)
     ]
-    pixels_HWC: PixelsHWC | None = None
+    picture: PixelsHWC | LargePicture | None = None
     image_problem = None
     if None in problems:
         try:
-            pixels_HWC = _open(store, record, limits)
+            with span("read and decode"):
+                picture = _open(store, record, limits, sight)
         except BadImage as error:
             image_problem = str(error)
     regions: list[PreparedRegion] = []
     failures: list[Failure] = []
     for region, problem in zip(record.regions, problems, strict=True):
-        if problem is None and pixels_HWC is None:
+        if problem is None and picture is None:
             reason = f"{_name(record)}: {image_problem}."
             failures.append(Failure(region=region, image_id=record.row.get("id"), kind="image", reason=reason))
             continue
-        if problem is None and pixels_HWC is not None:
-            height, width = pixels_HWC.shape[:2]
+        if problem is None and picture is not None:
+            height, width = _size(picture)
             try:
-                mask = rasterise(region.segmentation, region.box_xywh, height, width, limits)
+                with span("masks"):
+                    mask = rasterise(region.segmentation, region.box_xywh, height, width, limits)
                 regions.append(PreparedRegion(region=region, mask=mask))
                 continue
             except BadRegion as error:
                 problem = str(error)
         failures.append(region_failure(region, record.row.get("id"), _name(record), str(problem)))
     return PreparedImage(
-        record=record, pixels_HWC=pixels_HWC if regions else None, regions=tuple(regions), failures=tuple(failures)
+        record=record, picture=picture if regions else None, regions=tuple(regions), failures=tuple(failures)
     )
 
 
@@ -109,18 +121,18 @@ def _problem_before_opening(region: Region, index: int, limits: Limits, include_
     return None
 
 
-def _open(store: Store, record: ImageRecord, limits: Limits) -> PixelsHWC:
+def _open(store: Store, record: ImageRecord, limits: Limits, sight: Sight | None) -> PixelsHWC | LargePicture:
     """Return the picture if it has the size that its row states. Raises BadImage."""
     if record.file_name is None:
         raise BadImage("the image row has no usable file_name")
     try:
-        pixels_HWC = open_image(store, record.file_name, limits)
+        picture = open_picture(store, record.file_name, limits, sight)
     except BadImage:
         # The end of a coco_url is a guess at where the file lies: in a folder of the split, or directly in the root.
         if record.row.get("file_name") == record.file_name or "/" not in record.file_name:
             raise
-        pixels_HWC = open_image(store, posixpath.basename(record.file_name), limits)
-    height, width = pixels_HWC.shape[:2]
+        picture = open_picture(store, posixpath.basename(record.file_name), limits, sight)
+    height, width = _size(picture)
     stated = (record.width_px or width, record.height_px or height)
     if stated != (width, height):
         turned = (
@@ -132,7 +144,14 @@ def _open(store: Store, record: ImageRecord, limits: Limits) -> PixelsHWC:
             f"the upright picture is {width} x {height} pixels (width x height), its row says {stated[0]} x {stated[1]}"
             f"{turned}, so masks and boxes would be misplaced; correct the row, or leave its width and height out"
         )
-    return pixels_HWC
+    return picture
+
+
+def _size(picture: PixelsHWC | LargePicture) -> tuple[int, int]:
+    """Return height and width."""
+    if isinstance(picture, LargePicture):
+        return picture.height_px, picture.width_px
+    return picture.shape[0], picture.shape[1]
 
 
 def _name(record: ImageRecord) -> str:

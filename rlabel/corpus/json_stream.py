@@ -10,8 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from rlabel.errors import InputError
 from rlabel.records import JsonValue
@@ -25,15 +24,14 @@ _NEAR_END = 16
 _NUMBER_GOES_ON = ("", ".", "e", "E")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One value of the top-level object.
 
     index: None for a whole member (also for an empty array), else the element's position in the array, from 0.
     """
 
     name: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # a tuple has a method of that name, which nobody calls
     value: JsonValue
 
 

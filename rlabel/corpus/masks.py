@@ -1,6 +1,7 @@
 """From what a corpus file says of a region to its mask in the picture's pixels, checked before any C code sees it.
 
-An empty segmentation says nothing, so a good box takes its place, with a note. A segmentation that contradicts the
+The mask of a region of a large picture (see `picture`) is kept as runs and drawn, at the scale that is needed, when it is
+needed. An empty segmentation says nothing, so a good box takes its place, with a note. A segmentation that contradicts the
 picture (another
 size, runs that do not add up) makes the whole row doubtful, so it is an error: a shifted mask would be worse than none.
 """
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rlabel.corpus.limits import Limits
+from rlabel.corpus.picture import is_large
 from rlabel.corpus.polygons import BadPolygons, polygon_counts
 from rlabel.corpus.resample import area_resample, area_resample_window
-from rlabel.corpus.rle import BadRle, Counts, MaskHW, mask_to_rle, rle_counts, rle_to_mask
+from rlabel.corpus.rle import BadRle, Counts, MaskHW, counts_to_rle, mask_to_rle, rle_counts, rle_to_mask
+from rlabel.corpus.runs import Runs, runs_of_bitmap, runs_of_box, runs_of_counts
 from rlabel.records import JsonValue
 
 __all__ = [
@@ -42,13 +45,14 @@ class BadRegion(Exception):
 class RegionMask:
     """A region's mask, kept as the part of the picture that it fills: a picture may have thousands of regions.
 
-    crop_HW: bool (h, w), True inside, C order; its first and last row and column each hold a True.
+    inside: its bitmap, bool (h, w), C order, the first and last row and column of which each hold a True; or its runs,
+    from the picture's own corner. `crop_HW` and `runs` are the one made of the other.
     left_px, top_px: where the crop lies in the upright picture of height_px x width_px.
     box_xywh: floats, tight around the mask, or for source "box" the box clipped to the picture.
     area_px: number of True pixels. note: what was done instead of taking the row literally, else None.
     """
 
-    crop_HW: MaskHW
+    inside: MaskHW | Runs
     left_px: int
     top_px: int
     height_px: int
@@ -59,15 +63,44 @@ class RegionMask:
     note: str | None = None
 
     @property
+    def crop_HW(self) -> MaskHW:
+        """The part of the picture that the mask fills: bool (h, w), True inside. Of runs, a new array at each use."""
+        if not isinstance(self.inside, Runs):
+            return self.inside
+        return self.inside.bitmap(*self.inside.box_xyxy)
+
+    @property
+    def crop_shape(self) -> tuple[int, int]:
+        """h, w of `crop_HW`, without drawing it."""
+        if not isinstance(self.inside, Runs):
+            return self.inside.shape[0], self.inside.shape[1]
+        left, top, right, bottom = self.inside.box_xyxy
+        return bottom - top, right - left
+
+    @property
+    def runs(self) -> Runs:
+        """The mask as the pieces of its columns."""
+        if isinstance(self.inside, Runs):
+            return self.inside
+        return runs_of_bitmap(self.inside, self.left_px, self.top_px)
+
+    @property
     def mask_HW(self) -> MaskHW:
         """The whole mask: bool (height_px, width_px), True inside, upright picture pixels; a new array at each use."""
         mask_HW = np.zeros((self.height_px, self.width_px), dtype=np.bool_)
-        height, width = self.crop_HW.shape
+        height, width = self.crop_shape
         mask_HW[self.top_px : self.top_px + height, self.left_px : self.left_px + width] = self.crop_HW
         return mask_HW
 
+    def to_rle(self) -> dict[str, JsonValue]:
+        """Return what `mask_to_rle` returns of the whole mask, which is not drawn for it."""
+        return counts_to_rle(self.runs.counts(self.height_px, self.width_px), self.height_px, self.width_px)
+
     def resample(self, out_height: int, out_width: int) -> npt.NDArray[np.float32]:
         """Return the share of each of the picture's cells that is inside. float32 (out_height, out_width), [0, 1]."""
+        fits = out_height <= self.height_px and out_width <= self.width_px
+        if fits and is_large(self.height_px, self.width_px):
+            return self.runs.cell_shares(self.height_px, self.width_px, out_height, out_width)
         return self.resample_window((0.0, 0.0, float(self.width_px), float(self.height_px)), out_height, out_width)
 
     def resample_window(
@@ -113,6 +146,18 @@ def rasterise(
 
 def _from_counts(counts: Counts, height_px: int, width_px: int, source: Source, note: str | None) -> RegionMask:
     """Return the mask of checked runs that hold a True, spreading out only the columns that do."""
+    if is_large(height_px, width_px):
+        runs = runs_of_counts(counts, height_px)
+        left, top, right, bottom = runs.box_xyxy
+        # A mask of scattered pixels is the smaller as a bitmap.
+        is_small = runs.num_bytes < (bottom - top) * (right - left)
+        return _region_mask(
+            runs if is_small else runs.bitmap(left, top, right, bottom),
+            (left, top, right, bottom),
+            (height_px, width_px),
+            source,
+            note,
+        )
     ends = np.cumsum(counts)
     starts = ends - counts
     filled = np.flatnonzero(counts[1::2]) * 2 + 1
@@ -124,14 +169,26 @@ def _from_counts(counts: Counts, height_px: int, width_px: int, source: Source, 
     columns_WH = np.repeat(inside, runs).reshape(right - left, height_px)
     rows = np.flatnonzero(columns_WH.any(axis=0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
+    crop_HW = np.ascontiguousarray(columns_WH[:, top:bottom].T)
+    return _region_mask(crop_HW, (left, top, right, bottom), (height_px, width_px), source, note)
+
+
+def _region_mask(
+    inside: MaskHW | Runs,
+    box_xyxy: tuple[int, int, int, int],
+    size_px: tuple[int, int],
+    source: Source,
+    note: str | None,
+) -> RegionMask:
+    left, top, right, bottom = box_xyxy
     return RegionMask(
-        crop_HW=np.ascontiguousarray(columns_WH[:, top:bottom].T),
+        inside=inside,
         left_px=left,
         top_px=top,
-        height_px=height_px,
-        width_px=width_px,
+        height_px=size_px[0],
+        width_px=size_px[1],
         box_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
-        area_px=float(counts[1::2].sum()),
+        area_px=float(inside.area_px if isinstance(inside, Runs) else inside.sum()),
         source=source,
         note=note,
     )
@@ -156,8 +213,9 @@ def _from_box(box_xywh: BoxXywh | None, height_px: int, width_px: int, instead_o
     notes = [f"{instead_of}; the box is used"] if instead_of else []
     if (x0, y0, x1, y1) != (x, y, x + width, y + height):
         notes.append("the box is clipped to the picture")
+    inside = np.ones((bottom - top, right - left), np.bool_) if not is_large(height_px, width_px) else None
     return RegionMask(
-        crop_HW=np.ones((bottom - top, right - left), dtype=np.bool_),
+        inside=runs_of_box(left, top, right, bottom) if inside is None else inside,
         left_px=left,
         top_px=top,
         height_px=height_px,

@@ -70,6 +70,13 @@ def mask_to_rle(mask_HW: MaskHW) -> dict[str, JsonValue]:
     return {"size": [int(mask_HW.shape[0]), int(mask_HW.shape[1])], "counts": rle["counts"].decode("ascii")}
 
 
+def counts_to_rle(counts: Counts, height_px: int, width_px: int) -> dict[str, JsonValue]:
+    """Return the compressed RLE of checked runs as pycocotools writes it of their mask: none of them empty but the first."""
+    size = [height_px, width_px]
+    rle = coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, height_px, width_px)
+    return {"size": [height_px, width_px], "counts": rle["counts"].decode("ascii")}
+
+
 def _decompressed(text: str | bytes, num_pixels: int) -> Counts:
     """Return the runs of compressed counts, unchecked but for their form.
 

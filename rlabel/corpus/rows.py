@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import cast
 
 from rlabel.corpus.json_stream import parse_row
@@ -18,6 +19,14 @@ LABEL_KEYS = ("category_id", "category_name", "caption", "score")
 _REGION_KEYS = frozenset({"id", "image_id", "segmentation", "bbox", "iscrowd", "area", *LABEL_KEYS})
 _INT64 = 2**63
 _DEEPEST = 32
+
+# A spooled row (our own canonical text) with COCO's keys alone and an id that it may keep.
+_NUMBER = r"-?[0-9]{1,18}(?:\.[0-9]+)?"
+_PLAIN_ROW = re.compile(
+    rf'\{{(?:"area":(?:null|{_NUMBER})(?:,|(?=\}})))?(?:"bbox":(null|\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\])(?:,|(?=\}})))?'
+    r'"id":([1-9][0-9]{0,17}),"image_id":(?:-?[0-9]+|"[^"\\]*")(?:,"iscrowd":(0|1))?'
+    r'(?:,"segmentation":(null|\[[-0-9.eE+,\[\]]*+|\{"counts":"[^"\\]*+(?:\\.[^"\\]*+)*+","size":\[[0-9]+,[0-9]+\]\}))?\}'
+)
 
 _encode_sorted = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _encode_as_is = json.JSONEncoder(separators=(",", ":")).encode
@@ -129,6 +138,34 @@ def region_of(joined: JoinedRow, problem: str | None) -> Region:
         is_crowd=row.get("iscrowd") in (1, "1"),
         extra=extra,
         problem=problem,
+    )
+
+
+def region_content(region: Region) -> str:
+    """Return the canonical text of all that a region is: what the digest of a shard is made of."""
+    return canonical_text(
+        {
+            "key": region.key,
+            "region_id": region.region_id,
+            "annotation_id": region.annotation_id,
+            "segmentation": region.segmentation,
+            "box_xywh": None if region.box_xywh is None else list(region.box_xywh),
+            "is_crowd": region.is_crowd,
+            "extra": region.extra,
+            "problem": region.problem,
+        }
+    )
+
+
+def spooled_content(joined: JoinedRow, problem: str | None) -> str:
+    """Return `region_content` of the region of a spooled row; a row of COCO's own keys is not parsed for it."""
+    plain = _PLAIN_ROW.fullmatch(joined.region_text or "") if problem is None and joined.name is None else None
+    if plain is None:
+        return region_content(region_of(joined, problem))
+    box, identity, crowd, shape = plain.groups()
+    return (
+        f'{{"annotation_id":{identity},"box_xywh":{box or "null"},"extra":{{}},"is_crowd":{"true" if crowd == "1" else "false"},'
+        f'"key":"{identity}","problem":null,"region_id":{identity},"segmentation":{shape or "null"}}}'
     )
 
 

@@ -1,9 +1,9 @@
 """Finds human labels that a labeler contradicts with confidence. Knows nothing of pictures, and changes no file.
 
-Confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068, section 3): a label is suspect when another category's
-probability reaches that category's own threshold, the mean probability that the labeler gives to the category on regions which
-people gave it. A run of hybrid decoding has the probabilities of the likeliest categories; of other runs only the answer's score
-is at hand, and every other category has probability 0.
+Suspects are ordered by how likely the human label is wrong (`rlabel.evaluation.suspicion`). Beside that, confident learning's mark (Northcutt, Jiang and Chuang
+2021, arXiv 1911.00068, section 3): another category's probability reaches that category's own threshold, the mean probability that the labeler gives to the
+category on regions which people gave it. A run of hybrid decoding has the probabilities of the likeliest categories; of other runs only the answer's score is
+at hand, and every other category has probability 0.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlabel.errors import InputError, UsageError
+from rlabel.evaluation.judged_labels import read_labels
 from rlabel.evaluation.judging import Judged, RegionKey, judge_run
 from rlabel.evaluation.reading import id_to_text, read_truth, stream_rows
+from rlabel.evaluation.suspicion import NOT_RANKED, mistake_probabilities
 from rlabel.records import JsonObject, JsonValue, Label
 from rlabel.run.directory import MANIFEST, RunDirectory
 from rlabel.storage import Store, split_url
-
-_SUREST_SHARE = 0.2  # of the judged labels: those whose contradictions are taken for the people's mistakes
+from rlabel.vocabulary.calibration import apply, check_fits, load_calibrator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspect:
     """A human label that the labeler contradicts.
 
-    human_id, labeler_id: of the human file's categories. score: the labeler's label's. probability: of the labeler's category,
-    its share among the candidates, else the score. threshold: of that category; is_confident: the probability reaches it.
-    human_probability: of the people's category; 0 where it is not among the candidates, None where there are no candidates.
-    margin: probability less human_probability, by which suspects are ordered. All in [0, 1], but margin may be below 0.
-    expected_precision: share of truly wrong human labels that is expected at this probability, an estimate in [0, 1].
+    human_id, labeler_id: of the human file's categories. score: the labeler's label's, calibrated where there is a calibrator.
+    probability: of the labeler's category, its share among the candidates, else the score. threshold: of that category; is_confident: the probability
+    reaches it. human_probability: of the people's category; 0 where it is not among the candidates, None where there are no candidates.
+    margin: probability less human_probability. All in [0, 1], but margin may be below 0.
+    expected_precision: how likely the human label is wrong, an estimate in [0, 1], by which suspects are ordered.
     """
 
     image_id: str
@@ -60,8 +60,9 @@ class Audit:
     num_regions: non-crowd regions of the human file in the run's images: num_judged of them compared, num_unlabeled without a
     label by the run, num_unknown_to_labeler with a human category that the vocabulary lacks (the labeler cannot but contradict),
     num_unknown_to_humans labeled with a category that the human file lacks (nobody can say whether it contradicts).
-    num_contradicted: of num_judged. has_candidates: the run is of hybrid decoding. noise: estimated share of wrong human labels, rather too high than too low.
-    suspects: all contradicted ones, most confident first.
+    num_contradicted: of num_judged. has_candidates: the run is of hybrid decoding. noise: estimated share of wrong human labels;
+    without candidates rather too high. suspects: all contradicted ones, the likeliest to be wrong first. is_calibrated: the scores
+    say how often answers are right. warnings: where the calibrator was fitted on a run that differs a little.
     """
 
     num_regions: int
@@ -73,6 +74,8 @@ class Audit:
     noise: float | None
     has_candidates: bool
     suspects: tuple[Suspect, ...]
+    is_calibrated: bool = False
+    warnings: tuple[str, ...] = ()
 
     def to_json(self, listed: Sequence[Suspect]) -> JsonObject:
         """Return one plain object with the suspects in `listed`."""
@@ -86,17 +89,20 @@ class Audit:
             "num_confident": sum(s.is_confident for s in self.suspects),
             "noise": self.noise,
             "has_candidates": self.has_candidates,
+            "is_calibrated": self.is_calibrated,
             "suspects": [asdict(s) for s in listed],
         }
 
 
-def audit_run(run_url: str, truth_url: str) -> Audit:
-    """Return the human labels that a run contradicts, most confidently contradicted first.
+def audit_run(run_url: str, truth_url: str, calibrator_url: str | None = None) -> Audit:
+    """Return the human labels that a run contradicts, those that are likeliest to be wrong first.
 
-    Raises InputError for files that are missing or damaged, a file of other regions or other categories.
+    calibrator_url: says how often answers are right; without it that is read off from how often people agree.
+    Raises InputError for files that are missing or damaged, a file of other regions or other categories, a calibrator of another kind of run.
     """
     truth = read_truth(truth_url)
     run = judge_run(run_url, truth, truth_url)
+    calibrated, is_calibrated, warnings = _calibrated(run_url, calibrator_url)
     names = {category.category_id: category.name for category in truth.categories}
     answerable = set(run.to_truth_id.values())
     unknown = [j for j in run.judged if j.region.category_id not in answerable]
@@ -104,13 +110,20 @@ def audit_run(run_url: str, truth_url: str) -> Audit:
     labeled = [j for j in known if j.is_labeled]
     comparable = [j for j in labeled if j.predicted_id is not None]
     candidates = read_candidates(run_url)
-    views = [_view(j, candidates, run.to_truth_id) for j in comparable]
+    score_R = np.asarray([calibrated.get(_key(j), _score(j)) for j in comparable], dtype=np.float64)
+    views = [_view(j, float(s), candidates, run.to_truth_id) for j, s in zip(comparable, score_R, strict=True)]
     threshold_of = class_thresholds(
         [(j.region.category_id, view.human) for j, view in zip(comparable, views, strict=True)]
     )
     threshold_R = np.asarray([threshold_of.get(_answer(j), 1.0) for j in comparable])
-    agrees_R = np.asarray([j.is_correct for j in comparable], dtype=bool)
-    noise, expected_R = expected_precisions(np.asarray([view.probability for view in views]), agrees_R)
+    noise, wrong_R = mistake_probabilities(
+        score_R if is_calibrated else np.asarray([view.probability for view in views], dtype=np.float64),
+        np.asarray([j.is_correct for j in comparable], dtype=bool),
+        np.asarray([view.human_rank for view in views], dtype=np.int64),
+        max(map(len, candidates.values())) if candidates else 0,
+        len(answerable),
+        is_calibrated=is_calibrated,
+    )
     suspects = [
         Suspect(
             image_id=j.region.image_id,
@@ -120,18 +133,18 @@ def audit_run(run_url: str, truth_url: str) -> Audit:
             labeler_id=_answer(j),
             labeler_name=names[_answer(j)],
             text=j.outcome.text if j.outcome is not None else "",
-            score=_score(j),
+            score=float(score_R[i]),
             probability=views[i].probability,
             human_probability=views[i].human if candidates is not None else None,
             threshold=float(threshold_R[i]),
             margin=views[i].probability - views[i].human,
             is_confident=bool(views[i].probability >= threshold_R[i]),
-            expected_precision=float(expected_R[i]),
+            expected_precision=float(wrong_R[i]),
         )
         for i, j in enumerate(comparable)
         if not j.is_correct
     ]
-    suspects.sort(key=lambda s: (-s.margin, -s.probability, s.image_id, s.region_id))
+    suspects.sort(key=lambda s: (-s.expected_precision, -s.margin, -s.probability, s.image_id, s.region_id))
     return Audit(
         num_regions=len(run.judged),
         num_judged=len(comparable),
@@ -142,15 +155,33 @@ def audit_run(run_url: str, truth_url: str) -> Audit:
         noise=noise,
         has_candidates=candidates is not None,
         suspects=tuple(suspects),
+        is_calibrated=is_calibrated,
+        warnings=warnings,
     )
+
+
+def _calibrated(run_url: str, calibrator_url: str | None) -> tuple[dict[RegionKey, float], bool, tuple[str, ...]]:
+    """Return the calibrated scores that a calibrator gives, whether scores are calibrated at all (the run may have been labeled so), and warnings."""
+    store = Store.open(run_url)
+    if calibrator_url is None:
+        is_so = store.exists(MANIFEST) and bool(RunDirectory.open(store).manifest.settings.get("calibrator_sha256"))
+        return {}, is_so, ()
+    calibrator = load_calibrator(calibrator_url)
+    run = RunDirectory.open(store)
+    warnings = check_fits(calibrator, run.manifest.settings, run.manifest.categories, calibrator_url)
+    return {key: apply(calibrator, features) for key, (_, features) in read_labels(run).items()}, True, tuple(warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """What the labeler thinks of a region: the probability of its own category and of the people's, which may be the same one."""
+    """What the labeler thinks of a region: the probability of its own category and of the people's, which may be the same one.
+
+    human_rank: how many candidates are likelier than the people's category; NOT_RANKED where it is none of them.
+    """
 
     probability: float
     human: float
+    human_rank: int = NOT_RANKED
 
 
 def read_candidates(run_url: str) -> dict[RegionKey, dict[int, float]] | None:
@@ -174,20 +205,24 @@ def read_candidates(run_url: str) -> dict[RegionKey, dict[int, float]] | None:
 
 
 def _view(
-    judged: Judged, candidates: Mapping[RegionKey, Mapping[int, float]] | None, to_truth_id: Mapping[int, int]
+    judged: Judged,
+    score: float,
+    candidates: Mapping[RegionKey, Mapping[int, float]] | None,
+    to_truth_id: Mapping[int, int],
 ) -> _View:
     answer, human = _answer(judged), judged.region.category_id
-    own = (candidates or {}).get((judged.region.image_id, judged.region.region_id))
+    own = (candidates or {}).get(_key(judged))
     if not own:
-        score = _score(judged)
         return _View(probability=score, human=score if judged.is_correct else 0.0)
-    likely = {to_truth_id.get(category_id, -1): logprob for category_id, logprob in own.items()}
+    # What people have no category for keeps an own key: it competes, too.
+    likely = {to_truth_id.get(category_id, ("run", category_id)): logprob for category_id, logprob in own.items()}
     total = float(np.logaddexp.reduce(list(likely.values())))
 
     def share(category_id: int) -> float:
         return math.exp(likely[category_id] - total) if category_id in likely else 0.0
 
-    return _View(probability=share(answer), human=share(human))
+    rank = sum(value > likely[human] for value in likely.values()) if human in likely else NOT_RANKED
+    return _View(probability=share(answer), human=share(human), human_rank=rank)
 
 
 def class_thresholds(probabilities: Sequence[tuple[int, float]]) -> dict[int, float]:
@@ -198,29 +233,6 @@ def class_thresholds(probabilities: Sequence[tuple[int, float]]) -> dict[int, fl
         count[category_id] += 1
         total[category_id] += probability
     return {category_id: total[category_id] / count[category_id] for category_id in count}
-
-
-def expected_precisions(
-    probability_R: NDArray[np.float64], agrees_R: NDArray[np.bool_]
-) -> tuple[float | None, NDArray[np.float64]]:
-    """Return the estimated share of wrong human labels, and for each region how likely its human label is wrong if contradicted.
-
-    Of a contradiction either the person or the labeler is wrong. The labeler is taken to be right on its surest fifth, so
-    contradictions there measure the people's mistakes: `noise`. At a probability where the labeler agrees with a share a of the
-    people (isotonic regression), it is right for a / (1 - noise) of the regions, and people are wrong for noise of these.
-    The surest answers are not all right: the estimate is too high by as much.
-    """
-    if not probability_R.size:
-        return None, np.zeros(0)
-    from sklearn.isotonic import IsotonicRegression
-
-    num_surest = max(1, round(_SUREST_SHARE * probability_R.size))
-    surest = np.argsort(-probability_R, kind="stable")[:num_surest]
-    noise = float(1 - agrees_R[surest].mean())
-    agreement_R = IsotonicRegression(y_min=0, y_max=1).fit_transform(probability_R, agrees_R.astype(float))
-    right_R = np.minimum(1.0, agreement_R / max(1 - noise, 1e-9))
-    contradicted_R = np.maximum(1 - agreement_R, 1e-9)
-    return noise, np.minimum(1.0, right_R * noise / contradicted_R)
 
 
 def choose_suspects(audit: Audit, top: int | None = None, precision: float | None = None) -> tuple[Suspect, ...]:
@@ -267,11 +279,15 @@ def suspects_document(truth_url: str, suspects: Sequence[Suspect]) -> JsonObject
     images: list[JsonValue] = [r for r in stream_rows(store, name, "images") if _text(r.get("id")) in image_ids]
     categories: list[JsonValue] = list(stream_rows(store, name, "categories"))
     return {
-        "info": {"description": "human labels that a labeler contradicts, the most confidently contradicted first"},
+        "info": {"description": "human labels that a labeler contradicts, the likeliest to be wrong first"},
         "images": images,
         "categories": categories,
         "annotations": [found[rank] for rank in sorted(found)],
     }
+
+
+def _key(judged: Judged) -> RegionKey:
+    return judged.region.image_id, judged.region.region_id
 
 
 def _text(value: JsonValue) -> str:

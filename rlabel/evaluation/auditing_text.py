@@ -16,7 +16,7 @@ def audit_to_text(audit: Audit, listed: Sequence[Suspect]) -> str:
     confident = sum(s.is_confident for s in audit.suspects)
     told = (
         f"{audit.num_judged} of {audit.num_regions} human labels compared; {audit.num_contradicted} contradicted, {confident} of them "
-        f"confidently. Estimated share of wrong human labels: {percent(audit.noise)}, rather too high than too low."
+        f"confidently. Estimated share of wrong human labels: {percent(audit.noise)}{'' if audit.has_candidates else ', rather too high than too low'}."
     )
     lines = [textwrap.fill(told, 98)]
     left_out = (
@@ -39,7 +39,8 @@ def audit_to_text(audit: Audit, listed: Sequence[Suspect]) -> str:
         )
         for s in listed[:_NUM_LISTED]
     ]
-    header = ("suspect region", "human", "labeler", "labeler's p", "threshold", "human's p", "expected")
+    header = ("suspect region", "human", "labeler", "labeler's p", "threshold", "human's p", "wrong")
+    # the last column: how likely the human label is wrong
     body = table(header, cells, left=(0, 1, 2)) if cells else "No suspects.\n"
     more = len(listed) - len(cells)
     tail = f"and {more} more; all of them with --out or --json.\n" if more > 0 else ""

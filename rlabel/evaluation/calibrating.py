@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -22,11 +23,21 @@ from rlabel.evaluation.judged_labels import (
     first_part,
     labels_of,
 )
-from rlabel.evaluation.reliability import Bools, Floats, Held, Reliability, find_threshold, hold, reliability
+from rlabel.evaluation.reliability import (
+    Bools,
+    Floats,
+    Held,
+    Reliability,
+    find_threshold,
+    hold,
+    least_labels,
+    reliability,
+)
 from rlabel.records import JsonObject, JsonValue
 from rlabel.vocabulary.calibration import Calibrator, Threshold, made_for
 
 CALIBRATED = "calibrated score"
+GroupBy = Literal["image", "source"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +76,11 @@ class Direction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Held-out labels that have something in common. held: those above the thresholds of the calibrated score, each read off the other part."""
+    """Held-out labels that have something in common. held: those above the thresholds of the calibrated score, each read off the other part.
+
+    threshold: read off these labels alone, with the confidence asked for; its coverage is of num_regions. is_enough: so many labels could promise the
+    precision at all; where they could not, the threshold has no score.
+    """
 
     name: str
     num_regions: int
@@ -75,9 +90,12 @@ class Group:
     ece: float
     brier: float
     held: Held
+    threshold: Threshold
+    is_enough: bool
 
     def to_json(self) -> JsonObject:
-        return {**{k: v for k, v in asdict(self).items() if k != "held"}, "held_out": _held_to_json(self.held)}
+        plain = {k: v for k, v in asdict(self).items() if k not in ("held", "threshold")}
+        return {**plain, "held_out": _held_to_json(self.held), "threshold": asdict(self.threshold)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,19 +159,30 @@ def calibrate(
     confidence: float = 0.95,
     methods: Sequence[Method] = METHODS,
     unseen_only: bool = False,
+    group_by: GroupBy = "image",
 ) -> Calibration:
     """Return a calibrator and what it is worth.
 
     half: 0 or 1 saves the calibrator of that part of the images and measures on the other alone; None saves one of all images and measures both ways.
     fraction: share of images in part 0. seed: of the parting. confidence: of the saved threshold, see `find_threshold`.
     unseen_only: leave out regions whose picture the training showed, as pictures still to be labeled are unseen too; it needs a provenance.
-    Raises InputError where there are too few labels, or all of them are right or wrong; UsageError for unseen_only without a provenance.
+    group_by: what is never parted, in halves as in folds: the labels of an image, or those of one source (the same picture shown by several images), which
+    needs a provenance with sources. Thresholds count such labels together, too; the numbers of images are then those of sources.
+    Raises InputError where there are too few labels, or all of them are right or wrong; UsageError where a provenance is needed.
     """
     regions = run.regions
     if unseen_only:
         if all(region.is_seen is None for region in regions):
             raise UsageError("--unseen-only: it needs to know which pictures the training showed. Give --provenance.")
         regions = tuple(region for region in regions if region.is_seen is False)
+    if group_by == "source":
+        if all(region.source is None for region in regions):
+            raise UsageError(
+                "--group-by source: it needs to know which pictures the regions show. Give --provenance, with a source for each region."
+            )
+        regions = tuple(
+            replace(one, image_id=one.image_id if one.source is None else f"source {one.source}") for one in regions
+        )
     check_enough(labels_of(regions), "the run")
     parts = ([], [])  # type: tuple[list[ScoredRegion], list[ScoredRegion]]
     first = first_part((region.image_id for region in regions), seed, fraction)
@@ -169,7 +198,11 @@ def calibrate(
     fitted = labels_of(parts[half] if half is not None else regions)
     saved = replace(
         chosen.calibrator,
-        thresholds=(find_threshold(chosen.score_N, fitted.is_right_N, fitted.num_regions, precision, confidence),),
+        thresholds=(
+            find_threshold(
+                chosen.score_N, fitted.is_right_N, fitted.num_regions, precision, confidence, fitted.image_N
+            ),
+        ),
         made_for=made_for(run.settings, run.categories),
     )
     held = [_held_out(fits[side], parts[side], parts[1 - side], precision, confidence) for side in sides]
@@ -179,7 +212,7 @@ def calibrate(
     labels = labels_of(measured)
     held_out, uncalibrated = reliability(scores, labels.is_right_N), reliability(labels.score_N, labels.is_right_N)
     directions = tuple(_direction(fits[s], s, parts, precision, confidence) for s in sides)
-    groups = _Groups(measured, scores, reached)
+    groups = _Groups(measured, scores, reached, precision, confidence)
     names = sorted({region.group for region in measured if region.features is not None})
     fitted_on: JsonObject = {
         "run": run.run_id,
@@ -190,6 +223,7 @@ def calibrate(
         "fraction": fraction,
         "images_split": seed,
         "unseen_only": unseen_only,
+        "group_by": group_by,
     }
     summary: JsonObject = {
         key: value for key, value in held_out.to_json().items() if key in ("num_labels", "ece", "ece_by_chance", "brier", "aurc")
@@ -238,7 +272,7 @@ def _held_out(
     """Return the scores of the other part's labels, and which of them reach the threshold that is read off this one."""
     own = labels_of(part)
     score_N = predict(fitted.calibrator, labels_of(other).features)
-    threshold = find_threshold(fitted.score_N, own.is_right_N, own.num_regions, precision, confidence)
+    threshold = find_threshold(fitted.score_N, own.is_right_N, own.num_regions, precision, confidence, own.image_N)
     return score_N, np.zeros(len(score_N), dtype=bool) if threshold.score is None else score_N >= threshold.score
 
 
@@ -256,7 +290,7 @@ def _direction(
     pairs[CALIBRATED] = (fitted.score_N, score_N)
     for name, (own_N, other_N) in pairs.items():
         for sureness in (0.0, confidence):
-            threshold = find_threshold(own_N, own.is_right_N, own.num_regions, precision, sureness)
+            threshold = find_threshold(own_N, own.is_right_N, own.num_regions, precision, sureness, own.image_N)
             held = hold(threshold, other_N, other.is_right_N, other.num_regions)
             thresholds.append(HeldThreshold(signal=name, threshold=threshold, held=held))
     return Direction(
@@ -272,10 +306,14 @@ def _direction(
 class _Groups:
     """Measures parts of the held-out labels. score_N, reached_N: of the labels among the regions, in their order."""
 
-    def __init__(self, regions: Sequence[ScoredRegion], score_N: Floats, reached_N: Bools) -> None:
+    def __init__(
+        self, regions: Sequence[ScoredRegion], score_N: Floats, reached_N: Bools, precision: float, confidence: float
+    ) -> None:
         self.regions = regions
+        self.precision, self.confidence = precision, confidence
         self.labeled = [region for region in regions if region.features is not None]
         self.score_N, self.reached_N = score_N, reached_N
+        self.image_N = labels_of(regions).image_N
 
     def of(self, name: str, group: str) -> Group:
         """Return a supercategory of labels. What was not labeled belongs to none, so its regions are its labels."""
@@ -292,6 +330,8 @@ class _Groups:
         is_right_N = np.asarray([region.is_right for region in self.labeled])[chosen_N]
         reached_N = self.reached_N[chosen_N]
         worth = reliability(self.score_N[chosen_N], is_right_N)
+        is_enough = worth.num_labels >= least_labels(self.precision, self.confidence)
+        own_N = self.score_N[chosen_N] if is_enough else self.score_N[:0]
         return Group(
             name=name,
             num_regions=num_regions,
@@ -305,6 +345,15 @@ class _Groups:
                 num_right=int(is_right_N[reached_N].sum()),
                 coverage=float(reached_N.sum() / num_regions),
             ),
+            threshold=find_threshold(
+                own_N,
+                is_right_N[: len(own_N)],
+                num_regions,
+                self.precision,
+                self.confidence,
+                self.image_N[chosen_N][: len(own_N)],
+            ),
+            is_enough=is_enough,
         )
 
 

@@ -18,14 +18,19 @@ from rlabel.evaluation.reading import NamedCategory, Origin, read_truth
 from rlabel.evaluation.records import (
     Accuracy,
     CategoryMatching,
+    CategoryRow,
     Confusion,
     DecidedRow,
     Evaluation,
     GroupRow,
+    RiskPoint,
+    ScoreWorth,
     UnmatchedText,
 )
+from rlabel.evaluation.reliability import reliability, risk_coverage
 
 NUM_LISTED = 20  # confusions and unmatched texts: what a person reads
+_NUM_POINTS = 100  # of the risk-coverage curve
 # COCO's area ranges in pixels of the mask: pycocotools/cocoeval.py, Params.setDetParams
 _SIZES = (("small", 32.0**2), ("medium", 96.0**2), ("large", float("inf")))
 
@@ -92,6 +97,8 @@ def evaluate_run(run_url: str, truth_url: str, provenance_url: str | None = None
         confusions=_confusions(judged, names, run_names),
         unmatched_texts=_unmatched_texts(judged, names),
         failures_by_kind=_failures_by_kind(judged),
+        per_category=_per_category(judged, truth.categories),
+        scores=_scores(judged),
         lvis=lvis_precision(inside, detections, images, truth.categories)
         if is_lvis(images, truth.categories)
         else None,
@@ -137,6 +144,42 @@ def _per_supercategory(judged: Sequence[Judged], categories: Sequence[NamedCateg
     for j in judged:
         groups[group_of[j.region.category_id]].append(j)
     return tuple(_group(name, rows) for name, rows in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def _per_category(judged: Sequence[Judged], categories: Sequence[NamedCategory]) -> tuple[CategoryRow, ...]:
+    groups: defaultdict[int, list[Judged]] = defaultdict(list)
+    for j in judged:
+        groups[j.region.category_id].append(j)
+    said = Counter(j.predicted_id for j in judged if j.predicted_id is not None)
+    rows = [
+        CategoryRow(
+            name=category.name,
+            supercategory=category.supercategory or "(none)",
+            num_regions=len(groups[category.category_id]),
+            num_labeled=sum(j.is_labeled for j in groups[category.category_id]),
+            num_correct=sum(j.is_correct for j in groups[category.category_id]),
+            num_said=said[category.category_id],
+        )
+        for category in categories
+        if category.category_id in groups or said[category.category_id]
+    ]
+    return tuple(sorted(rows, key=lambda row: row.name))
+
+
+def _scores(judged: Sequence[Judged]) -> ScoreWorth | None:
+    """Return what the labels' scores are worth; scores that are no probabilities count as the nearest one."""
+    labeled = [(j.outcome.score, j.is_correct) for j in judged if j.outcome is not None and j.is_labeled]
+    if not labeled:
+        return None
+    score_N = np.clip(np.nan_to_num(np.asarray([score for score, _ in labeled], dtype=np.float64)), 0.0, 1.0)
+    is_right_N = np.asarray([is_correct for _, is_correct in labeled], dtype=bool)
+    risk_N = risk_coverage(score_N, is_right_N)
+    num_points = min(_NUM_POINTS, len(risk_N))
+    kept = [-(-len(risk_N) * place // num_points) for place in range(1, num_points + 1)]
+    return ScoreWorth(
+        reliability=reliability(score_N, is_right_N),
+        curve=tuple(RiskPoint(num_labels=n, coverage=n / len(risk_N), risk=float(risk_N[n - 1])) for n in kept),
+    )
 
 
 def _per_size(judged: Sequence[Judged]) -> tuple[GroupRow, ...]:

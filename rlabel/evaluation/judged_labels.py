@@ -31,7 +31,7 @@ class ScoredRegion:
 
     features, score: of its label, uncalibrated; None where it has none (an abstention, a failure, nothing at all).
     group: the supercategory of the category that it was labeled with, which is known on new pictures too.
-    is_seen: whether training showed its picture; None where no provenance says so.
+    is_seen: whether training showed its picture; source: of the object's picture, which several images may show. None where no provenance says so.
     """
 
     image_id: str
@@ -41,6 +41,7 @@ class ScoredRegion:
     is_right: bool = False
     group: str = NO_GROUP
     is_seen: bool | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def read_scored_run(run_url: str, truth_url: str, provenance_url: str | None = N
     origins = read_origins(provenance_url, truth, truth_url)
     judged = judge_run(run_url, truth, truth_url)
     group_of = {category.category_id: category.supercategory or NO_GROUP for category in judged.categories}
-    labels = _read_labels(run)
+    labels = read_labels(run)
     regions: list[ScoredRegion] = []
     for one in judged.judged:
         key = (one.region.image_id, one.region.region_id)
@@ -95,6 +96,7 @@ def read_scored_run(run_url: str, truth_url: str, provenance_url: str | None = N
                 is_right=features is not None and one.is_correct,
                 group=NO_GROUP if labeled_as is None else group_of.get(labeled_as, NO_GROUP),
                 is_seen=None if origin is None else origin.seen_in_train,
+                source=None if origin is None else origin.source,
             )
         )
     regions.sort(key=lambda one: (one.image_id, one.region_id))
@@ -103,7 +105,7 @@ def read_scored_run(run_url: str, truth_url: str, provenance_url: str | None = N
     )
 
 
-def _read_labels(run: RunDirectory) -> dict[RegionKey, tuple[float, Features]]:
+def read_labels(run: RunDirectory) -> dict[RegionKey, tuple[float, Features]]:
     """Return the uncalibrated score and the features of each label, from the shards. Outlines are not kept."""
     labels: dict[RegionKey, tuple[float, Features]] = {}
     for result in run.results():

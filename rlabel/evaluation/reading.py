@@ -98,10 +98,14 @@ class Truth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a region's object comes from. kind: photo or drawing, or whatever else the file says."""
+    """Where a region's object comes from. kind: photo or drawing, or whatever else the file says.
+
+    source: of the picture that shows the object; regions of several images may have one source. None where the file does not say.
+    """
 
     seen_in_train: bool
     kind: str | None
+    source: str | None = None
 
 
 def id_to_text(value: JsonValue) -> str | None:
@@ -326,7 +330,7 @@ def _area(value: JsonValue, box_xywh: tuple[float, float, float, float] | None) 
 def read_provenance(provenance_url: str) -> dict[str, Origin]:
     """Return the origin of each region, by the region's id as text.
 
-    Expects {"annotations": {id: {"seen_in_train": bool, "kind": "photo" | "drawing"}}}. Raises InputError otherwise.
+    Expects {"annotations": {id: {"seen_in_train": bool, "kind": "photo" | "drawing", "source": text}}}. Raises InputError otherwise.
     """
     try:
         loaded = json.loads(read_url(provenance_url))
@@ -347,5 +351,7 @@ def read_provenance(provenance_url: str) -> dict[str, Origin]:
                 f"{provenance_url}, annotation {region_id}: expected seen_in_train true or false, got {str(row)[:200]}"
             )
         kind = row.get("kind")
-        origins[region_id] = Origin(seen_in_train=seen, kind=kind if isinstance(kind, str) else None)
+        origins[region_id] = Origin(
+            seen_in_train=seen, kind=kind if isinstance(kind, str) else None, source=id_to_text(row.get("source"))
+        )
     return origins

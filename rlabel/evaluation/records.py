@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from rlabel.evaluation.bootstrap import NUM_RESAMPLES
+from rlabel.evaluation.reliability import Reliability
 from rlabel.records import JsonObject, JsonValue
 
 Interval = tuple[float, float]  # low and high bound of a 95 % bootstrap interval over images
@@ -39,6 +40,43 @@ class GroupRow:
     @property
     def top1(self) -> float | None:
         return self.num_correct / self.num_regions if self.num_regions else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryRow:
+    """A category of the truth: num_regions of it, num_labeled with any label, num_correct with this one; num_said: labels of it on regions of any category."""
+
+    name: str
+    supercategory: str
+    num_regions: int
+    num_labeled: int
+    num_correct: int
+    num_said: int
+
+    @property
+    def top1(self) -> float | None:
+        return self.num_correct / self.num_regions if self.num_regions else None
+
+    @property
+    def precision(self) -> float | None:
+        return self.num_correct / self.num_said if self.num_said else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskPoint:
+    """Of the num_labels surest labels, a share of all of them (coverage), the share that is wrong (risk)."""
+
+    num_labels: int
+    coverage: float
+    risk: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreWorth:
+    """What the scores of a run's labels are worth as they are. curve: from the surest labels to all, at most 100 points."""
+
+    reliability: Reliability
+    curve: tuple[RiskPoint, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +186,7 @@ class Evaluation:
     macro: mean over the truth's categories of their accuracies. when_labeled: accuracy of the labeled regions alone.
     top1_seen ... top1_unseen_drawing: None unless a provenance file was given.
     tied, scored: average precision with score 1.0 for every label, and with the labels' own scores.
+    per_category: the truth's categories with regions or labels, by name. scores: None without labels.
     lvis: of a truth with LVIS's fields. semantic: where it was asked for.
     """
 
@@ -181,6 +220,8 @@ class Evaluation:
     confusions: tuple[Confusion, ...]
     unmatched_texts: tuple[UnmatchedText, ...]
     failures_by_kind: tuple[tuple[str, int], ...]
+    per_category: tuple[CategoryRow, ...] = ()
+    scores: ScoreWorth | None = None
     lvis: LvisPrecision | None = None
     semantic: tuple[SemanticRow, ...] = ()
 
@@ -240,6 +281,10 @@ class Evaluation:
             "categories_matched_by": self.matching.method,
             "categories_missing": list(self.matching.names_missing),
             "per_supercategory": [_group_to_json(row) for row in self.per_supercategory],
+            "per_category": [
+                {**asdict(row), "top1": row.top1, "precision": row.precision} for row in self.per_category
+            ],
+            "scores": None if self.scores is None else _scores_to_json(self.scores),
             "per_size": [_group_to_json(row) for row in self.per_size],
             "decided_by": [asdict(row) for row in self.decided_by],
             "confusions": [asdict(row) for row in self.confusions],
@@ -253,6 +298,10 @@ class Evaluation:
 
 def _group_to_json(row: GroupRow) -> JsonValue:
     return {**asdict(row), "top1": row.top1}
+
+
+def _scores_to_json(scores: ScoreWorth) -> JsonValue:
+    return {**scores.reliability.to_json(), "risk_coverage": [asdict(point) for point in scores.curve]}
 
 
 def _pair(interval: Interval | None) -> JsonValue:

@@ -5,6 +5,8 @@ Legend: N labels; score_N float64 in [0, 1]; is_right_N bool. Equal scores are n
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -150,21 +152,30 @@ def _reached(score_N: Floats, is_right_N: Bools) -> tuple[NDArray[np.int64], NDA
 
 
 def find_threshold(
-    score_N: Floats, is_right_N: Bools, num_regions: int, precision: float, confidence: float = 0.0
+    score_N: Floats,
+    is_right_N: Bools,
+    num_regions: int,
+    precision: float,
+    confidence: float = 0.0,
+    group_N: NDArray[np.int64] | None = None,
 ) -> Threshold:
     """Return the least score from which on at least `precision` of the labels are right: the one with the largest coverage.
 
     confidence: 0 takes the share that is right as it is; else the lower Clopper-Pearson bound of that confidence must reach the precision (Clopper
-    and Pearson, Biometrika 1934), so that it is likely to hold on other labels. It takes labels to be independent, and the threshold as given:
-    labels of one picture, and choosing among thresholds, make it a little less sure than it says.
+    and Pearson, Biometrika 1934), so that it is likely to hold on other labels. It takes the threshold as given: choosing among thresholds makes it a
+    little less sure than it says.
+    group_N: labels with one number are right or wrong together more often than others, as those of one picture are; they count for as many labels as
+    would vary as much by themselves (Korn and Graubard, Survey Methodology 1998), and all right ones for as many as there are groups. None: no groups.
     num_regions: what coverage is a share of.
     """
     from scipy.stats import beta
 
     num, num_right = _reached(score_N, is_right_N)
     bound = num_right / np.maximum(num, 1)
-    if confidence > 0:
-        bound = np.where(num_right > 0, beta.ppf(1 - confidence, np.maximum(num_right, 1), num - num_right + 1), 0.0)
+    if confidence > 0 and len(score_N):
+        worth = num.astype(np.float64) if group_N is None else effective_labels(score_N, is_right_N, group_N)
+        right = bound * worth
+        bound = np.where(num_right > 0, beta.ppf(1 - confidence, np.maximum(right, 1e-9), worth - right + 1), 0.0)
     places = np.flatnonzero(bound >= precision)
     place = int(places[-1]) if len(places) else None
     reached = 0 if place is None else int(num[place])
@@ -176,6 +187,42 @@ def find_threshold(
         num_right=0 if place is None else int(num_right[place]),
         coverage=reached / num_regions if num_regions else 0.0,
     )
+
+
+def effective_labels(score_N: Floats, is_right_N: Bools, group_N: NDArray[np.int64]) -> Floats:
+    """Return, for each distinct score from the highest down, how many independent labels those that reach it are worth."""
+    order_N = np.argsort(-score_N, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(score_N[order_N]) != 0, True])
+    size: Counter[int] = Counter()
+    right: Counter[int] = Counter()
+    sums = np.empty((len(score_N), 3))  # over the groups: of size squared, of size times right, of right squared
+    groups_N = np.empty(len(score_N))
+    squares, products, rights = 0, 0, 0
+    for place, (group, is_right) in enumerate(
+        zip(group_N[order_N].tolist(), is_right_N[order_N].tolist(), strict=True)
+    ):
+        n, k = size[group], right[group]
+        squares, products, rights = (
+            squares + 2 * n + 1,
+            products + k + (n + 1 if is_right else 0),
+            rights + (2 * k + 1 if is_right else 0),
+        )
+        size[group], right[group] = n + 1, k + int(is_right)
+        sums[place] = squares, products, rights
+        groups_N[place] = len(size)
+    num, num_groups = ends + 1.0, groups_N[ends]
+    share = np.cumsum(is_right_N[order_N])[ends] / num
+    spread = (sums[ends, 2] - 2 * share * sums[ends, 1] + share**2 * sums[ends, 0]) * num_groups
+    variance = spread / np.maximum(num_groups - 1, 1) / num**2
+    worth = np.where(variance > 1e-12, share * (1 - share) / np.maximum(variance, 1e-300), num_groups)
+    return np.minimum(np.where((share > 0) & (share < 1), worth, num_groups), num)
+
+
+def least_labels(precision: float, confidence: float) -> int:
+    """Return how many labels, all of them right, a threshold needs at least to promise a precision; without a confidence, one wrong label's worth."""
+    if confidence <= 0:
+        return math.ceil(1 / (1 - precision) - 1e-9)
+    return math.ceil(math.log(1 - confidence) / math.log(precision) - 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

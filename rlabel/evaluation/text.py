@@ -6,7 +6,15 @@ import textwrap
 from collections.abc import Sequence
 
 from rlabel.evaluation.bootstrap import NUM_RESAMPLES
-from rlabel.evaluation.records import Accuracy, AveragePrecision, Evaluation, Interval, LvisPrecision, SemanticRow
+from rlabel.evaluation.records import (
+    Accuracy,
+    AveragePrecision,
+    Evaluation,
+    Interval,
+    LvisPrecision,
+    ScoreWorth,
+    SemanticRow,
+)
 
 _WIDTH = 98
 _NUM_PAIRS = 10
@@ -15,6 +23,8 @@ _NUM_PAIRS = 10
 def evaluation_to_text(evaluation: Evaluation) -> str:
     """Return the numbers and tables of an evaluation, at most 100 columns wide, ending with a newline."""
     parts = [_accuracies(evaluation), _outcomes(evaluation), _precisions(evaluation)]
+    if evaluation.scores is not None:
+        parts.append(_scores(evaluation.scores))
     if evaluation.lvis is not None:
         parts.append(_lvis(evaluation.lvis))
     if evaluation.semantic:
@@ -143,6 +153,15 @@ def _precisions(evaluation: Evaluation) -> str:
 
     rows = [row("all scores 1.0 (tied)", evaluation.tied), row("the labels' own scores", evaluation.scored)]
     return table(("mAP on the truth's boxes", "AP", "95 % interval", "AP50", "AP75"), rows)
+
+
+def _scores(scores: ScoreWorth) -> str:
+    worth = scores.reliability
+    measures = (worth.ece, worth.ece_by_chance, worth.brier, worth.aurc)
+    row = (str(worth.num_labels), percent(worth.accuracy), percent(worth.mean_score), *(f"{m:.4f}" for m in measures))
+    return table(
+        ("scores as they are: labels", "right", "mean score", "ECE", "by chance", "Brier", "AURC"), [row], left=()
+    )
 
 
 def _lvis(lvis: LvisPrecision) -> str:

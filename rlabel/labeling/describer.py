@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion
+from rlabel.corpus.picture import Sight
 from rlabel.labeling.engine import Decoded, Engine
 from rlabel.regiongpt.processing import RegionInputs
 
@@ -35,5 +36,11 @@ class RegionGPTDescriber:
 
 def inputs_of(engine: Engine, image: PreparedImage, regions: Sequence[PreparedRegion]) -> RegionInputs:
     """Return an engine's inputs for some regions of one image, pixels at hand."""
-    assert image.pixels_HWC is not None
-    return engine.processor.image_processor.prepare(image.pixels_HWC, [region.mask for region in regions])
+    assert image.picture is not None
+    return engine.processor.image_processor.prepare(image.picture, [region.mask for region in regions])
+
+
+def sight_of(user: object) -> Sight | None:
+    """Return what the engine of a describer or asker sees of a picture; None where it has none. It spares decoding, no more."""
+    engine = getattr(user, "engine", None)
+    return engine.processor.image_processor.sight if isinstance(engine, Engine) else None

@@ -1,46 +1,58 @@
-"""The decoding engine: one image encoded once, its prompt prefix computed once, all its regions answered in one batch.
+"""The decoding engine: one image encoded once, its prompt prefix computed once, all its regions answered together.
 
 Greedy and exact: in float32 it gives the texts that transformers' own `generate` gives for one region at a time.
-Inside a vocabulary it takes the likeliest token that goes on to a name. What it leaves out: continuous batching, packing.
+Inside a vocabulary it takes the likeliest token that goes on to a name, or the likeliest name of all. How prompts are kept: see `rows`.
 
-Legend: B images, R regions of all of them, N questions about them, C texts whose probability is asked for, A tokens of such a text,
-K tokens a region, Z zoomed crops, P prefix tokens, S suffix tokens, D width, V vocabulary of the tokenizer.
+Legend: B images, R regions of all of them, N questions about them, C texts whose probability is asked for, M tokens of the longest of these,
+K tokens a region, P prefix tokens, S suffix tokens, D width, V vocabulary of the tokenizer.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from rlabel.config import PrefixSharing, Search
 from rlabel.errors import InputError
-from rlabel.labeling.trie import ROOT, Trie
+from rlabel.labeling.budget import Mentions, in_parts
+from rlabel.labeling.encoding import DeviceBatch, Encoded, to_device_batch
+from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, cascade_fits
+from rlabel.labeling.scoring import score_rows
+from rlabel.labeling.search import Stretches, searched
+from rlabel.labeling.trie import Trie
 from rlabel.labeling.views import VIEWS_OF, Views, averaged, seen_as
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 from rlabel.regiongpt.processing import PromptTokens, RegionGPTProcessor, RegionInputs
+from rlabel.spans import span
 from rlabel.vocabulary.likelihood import LikelyName
+
+__all__ = ["Decoded", "DeviceBatch", "Encoded", "Engine", "EngineOptions", "to_device_batch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """question: asked of every region. max_new_tokens: end token included. share_prefix: False computes the prefix anew for each region (to compare).
+    """question: asked of every region. max_new_tokens: end token included.
 
-    max_texts: texts whose probability is computed at once. views: other looks at each region, whose tokens are averaged with the plain one's.
-    names: answers are one of these, token by token the likeliest that goes on to one; none: free text. Probabilities are the model's own either way.
+    prefix_sharing: "packed": a prefix is kept once and all its regions look at it; "expanded": it is computed once and copied for each region; "none":
+    computed anew for each (to compare); "auto": packed where the language model takes it, else expanded.
+    max_batch_tokens: of prompts and answers that are worked on at once. max_texts: texts whose probability is computed at once.
+    views: other looks at each region, whose tokens are averaged with the plain one's.
+    names: answers are one of these; none: free text. Probabilities are the model's own either way. search: "greedy": token by token the likeliest that
+    goes on to a name; "exact": the likeliest name.
     """
 
     question: str = CLASSIFY[0]
     max_new_tokens: int = 24
-    share_prefix: bool = True
+    prefix_sharing: PrefixSharing = "auto"
+    max_batch_tokens: int = 16384
     max_texts: int = 256
     views: Views = "plain"
     names: tuple[str, ...] = ()
+    search: Search = "greedy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +63,7 @@ class Decoded:
     problem: why the answer says nothing of the region that it was asked about; None where it does.
     likely_names: where names were asked for beside the text, those found, best first.
     agreement: share of the wordings that gave this answer; None where there was one wording.
+    share: of a name, the least and the most that it can make up of the probability of all names; None for free text.
     """
 
     text: str
@@ -59,59 +72,16 @@ class Decoded:
     problem: str | None = None
     likely_names: tuple[LikelyName, ...] = ()
     agreement: float | None = None
+    share: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """image_tokens_BTD and regions_RKD of some images; counts: the regions of each."""
-
-    image_tokens_BTD: Tensor
-    regions_RKD: Tensor
-    counts: tuple[int, ...]
-
-    def index(self, image: int, region: int) -> int:
-        """Return the number of a region of an image among all regions."""
-        return sum(self.counts[:image]) + region
+def without_answer(reason: str) -> Decoded:
+    """Return what stands for an answer that could not be had."""
+    return Decoded(text="", token_logprobs=(), problem=reason)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceBatch:
-    """The inputs of some images on the model's device; regions numbered through the batch. None where there is no zoomed crop."""
-
-    pixels_B3SS: Tensor
-    region_masks_RGG: Tensor
-    region_image_index_R: Tensor
-    zoom_pixels_Z3SS: Tensor | None
-    zoom_masks_ZSS: Tensor | None
-    zoom_region_index_Z: Tensor | None
-
-
-def to_device_batch(
-    inputs: Sequence[RegionInputs],
-    processor: RegionGPTProcessor,
-    device: torch.device,
-    keep: float | Tensor | None = None,
-) -> DeviceBatch:
-    """Return the inputs of several images joined, their crops normalised and faded. keep: instead of the processor's own zoom_keep."""
-    counts = [len(item.region_masks_RGG) for item in inputs]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    crops = [item.zoom_crops_Z4SS for item in inputs if item.zoom_crops_Z4SS is not None]
-    index = [
-        item.zoom_region_index_Z + start
-        for item, start in zip(inputs, starts, strict=True)
-        if item.zoom_region_index_Z is not None
-    ]
-    zoom_pixels = zoom_masks = None
-    if crops:
-        zoom_pixels, zoom_masks = processor.image_processor.finish_zoom(torch.cat(crops).to(device), keep)
-    return DeviceBatch(
-        pixels_B3SS=torch.stack([item.pixels_3SS for item in inputs]).to(device),
-        region_masks_RGG=torch.cat([item.region_masks_RGG for item in inputs]).to(device),
-        region_image_index_R=torch.repeat_interleave(torch.arange(len(inputs)), torch.tensor(counts)).to(device),
-        zoom_pixels_Z3SS=zoom_pixels,
-        zoom_masks_ZSS=zoom_masks,
-        zoom_region_index_Z=torch.cat(index).to(device) if index else None,
-    )
+# A step of fewer rows pays for the copying that it takes once this share of them is done.
+_DONE_SHARE = 0.25
 
 
 class Engine:
@@ -124,44 +94,66 @@ class Engine:
         self.processor = processor
         self.options = options
         self.prompt: PromptTokens = processor.prompt(options.question)
-        self.trie = None
+        self.stretches: Stretches | None = None
         if options.names:
-            self.trie = Trie([processor.answer_ids(name) for name in dict.fromkeys(options.names)], self.device)
+            self.stretches = self.stretches_of(options.names)
         # Kept: the processor reads its whole vocabulary to find them.
         self._stops = frozenset(processor.stop_ids)
         self._stop_ids = torch.tensor(sorted(self._stops), device=self.device)
+        self._sharing = options.prefix_sharing
+
+    def stretches_of(self, names: Sequence[str]) -> Stretches:
+        """Return the names, each once, as something to search in; numbered in their order."""
+        return Stretches(Trie([self.processor.answer_ids(name) for name in dict.fromkeys(names)], self.device))
 
     @property
     def device(self) -> torch.device:
         return next(self.model.vision_tower.parameters()).device
 
-    @torch.inference_mode()
     def answer(
-        self, inputs: Sequence[RegionInputs], mentions: Sequence[Sequence[tuple[int, ...]]] | None = None
+        self, inputs: Sequence[RegionInputs], mentions: Sequence[Sequence[Mentions]] | None = None
     ) -> list[list[Decoded]]:
         """Return the answers of each image's regions, in their order. Images without regions give an empty list.
 
         mentions: for each image, the regions that each of its questions names, in the order of the question's `<region>`s; where left out,
-        one question about each region.
+        one question about each region. A question that does not fit into memory has a `problem` for an answer.
 
         Raises InputError where a question names another number of regions than the engine's question does.
         """
-        asked = [[(i,) for i in range(len(item.region_masks_RGG))] for item in inputs] if mentions is None else mentions
-        if not any(asked):
-            return [[] for _ in inputs]
+        asked = each_region(inputs) if mentions is None else mentions
         self.check_mentions(asked)
+        return self.in_parts(inputs, asked, self._answer)
+
+    def in_parts(
+        self,
+        inputs: Sequence[RegionInputs],
+        asked: Sequence[Sequence[Mentions]],
+        answer: Callable[[list[RegionInputs], list[list[Mentions]]], list[list[Decoded]]],
+        prompts: Sequence[PromptTokens] = (),
+    ) -> list[list[Decoded]]:
+        """Return what `answer` gives, asked so much at a time as the options and the memory allow. prompts: instead of the engine's own."""
+        prompts = prompts or [self.prompt]
+        longest = self.options.max_new_tokens if self.stretches is None else self.stretches.trie.longest
+        return in_parts(
+            inputs,
+            asked,
+            answer,
+            without_answer,
+            tokens_an_image=max(len(prompt.prefix_ids) for prompt in prompts),
+            tokens_a_question=max(len(prompt.suffix_ids) for prompt in prompts) + longest,
+            most_tokens=self.options.max_batch_tokens,
+        )
+
+    @torch.inference_mode()
+    def _answer(self, inputs: list[RegionInputs], asked: list[list[Mentions]]) -> list[list[Decoded]]:
         encoded = self.encode(inputs)
         index = [[encoded.index(i, region) for region in row] for i, rows in enumerate(asked) for row in rows]
         image_index_N = torch.repeat_interleave(
-            torch.arange(len(inputs)), torch.tensor([len(rows) for rows in asked])
-        ).to(self.device)
+            torch.arange(len(inputs)), torch.tensor([len(rows) for rows in asked], dtype=torch.long)
+        )
         mentioned_NKD = encoded.regions_RKD[torch.tensor(index, device=self.device).flatten()]
-        decoded = self.decode(encoded.image_tokens_BTD, mentioned_NKD, image_index_N)
-        answers: list[list[Decoded]] = []
-        for rows in asked:
-            answers.append(decoded[: len(rows)])
-            decoded = decoded[len(rows) :]
-        return answers
+        decoded = iter(self.decode(encoded.image_tokens_BTD, mentioned_NKD, image_index_N))
+        return [[next(decoded) for _ in rows] for rows in asked]
 
     @torch.inference_mode()
     def score_answers(
@@ -193,51 +185,16 @@ class Engine:
         if not places:
             return result
         ids_of = {text: self.processor.answer_ids(text) for i, r in places for text in texts[i][r]}
-        start = len(prompt.prefix_ids) + len(prompt.suffix_ids)
-        self._check_length(start, ids_of)
-        cache = DynamicCache(config=self.model.config.text_config)
-        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device).expand(len(encoded.counts), -1)
-        self.forward(self.model.embed_prompt(prefix_ids, encoded.image_tokens_BTD, None), cache, 0)
-        cache.batch_select_indices(torch.tensor([i for i, _ in places], device=self.device))
-        suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(len(places), -1)
-        asked = torch.tensor([encoded.index(i, r) for i, r in places], device=self.device)
-        suffix_NSD = self.model.embed_prompt(suffix_ids, None, encoded.regions_RKD[asked])
-        first_NV = self.forward(suffix_NSD, cache, len(prompt.prefix_ids)).float().log_softmax(-1)
-        rows = [(n, j, ids_of[text]) for n, (i, r) in enumerate(places) for j, text in enumerate(texts[i][r])]
-        for chunk in _chunks(rows, self.options.max_texts, first_NV.shape[-1]):
-            index_C = torch.tensor([n for n, _, _ in chunk], device=self.device)
-            scores = self._score(first_NV[index_C], cache, index_C, [ids for _, _, ids in chunk], start)
-            for (n, j, _), score in zip(chunk, scores, strict=True):
-                i, r = places[n]
-                result[i][r][j] = score
+        self._check_length(len(prompt.prefix_ids) + len(prompt.suffix_ids), ids_of)
+        index_N = torch.tensor([encoded.index(i, r) for i, r in places], device=self.device)
+        rows, first_NV = self.ask(
+            encoded.image_tokens_BTD, encoded.regions_RKD[index_N], torch.tensor([i for i, _ in places]), prompt
+        )
+        wanted = [(n, ids_of[text]) for n, (i, r) in enumerate(places) for text in texts[i][r]]
+        scores = iter(score_rows(rows, first_NV, wanted, self.options.max_texts))
+        for i, r in places:
+            result[i][r] = [next(scores) for _ in texts[i][r]]
         return result
-
-    def _score(
-        self, first_CV: Tensor, cache: DynamicCache, index_C: Tensor, ids: Sequence[Sequence[int]], start: int
-    ) -> list[float]:
-        """Return the log-probability of each answer, given as token ids, behind the prompts index_C of the cache, which stays as it is.
-
-        first_CV: log-probabilities of the first token. start: number of tokens of the prompts.
-        """
-        longest = max(map(len, ids))
-        # Filled up on the right: what is said later changes nothing of what was said before.
-        ids_CA = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in ids], device=self.device)
-        lengths_C = torch.tensor([len(row) for row in ids], device=self.device)
-        logprobs_CA = first_CV.gather(1, ids_CA[:, :1])
-        if longest > 1:
-            own = copy.deepcopy(cache)
-            own.batch_select_indices(index_C)
-            output = self.model.language_model(
-                inputs_embeds=self.model.get_input_embeddings()(ids_CA[:, :-1]),
-                past_key_values=own,
-                position_ids=torch.arange(start, start + longest - 1, device=self.device)[None],
-                use_cache=True,
-            )
-            logits_CAV = output.logits.float()
-            picked_CA = logits_CAV.gather(2, ids_CA[:, 1:, None])[..., 0] - logits_CAV.logsumexp(-1)
-            logprobs_CA = torch.cat([logprobs_CA, picked_CA], 1)
-        is_own_CA = torch.arange(longest, device=self.device)[None] < lengths_C[:, None]
-        return [float(value) for value in logprobs_CA.double().masked_fill(~is_own_CA, 0.0).sum(1).cpu()]
 
     def check_mentions(self, asked: Sequence[Sequence[tuple[int, ...]]], prompt: PromptTokens | None = None) -> None:
         named = (prompt or self.prompt).suffix_ids.count(self.processor.region_token_id)
@@ -274,6 +231,10 @@ class Engine:
 
     def encode(self, inputs: Sequence[RegionInputs]) -> Encoded:
         """Return the tokens of some images and of all their regions, of all views that the options ask for."""
+        with span("tower", device=True):
+            return self._encoded(inputs)
+
+    def _encoded(self, inputs: Sequence[RegionInputs]) -> Encoded:
         image_tokens_BTD, regions_RKD = self._look(inputs)
         if views := VIEWS_OF[self.options.views]:
             num_shown = self.model.config.tokens_per_region
@@ -283,6 +244,7 @@ class Engine:
         counts = tuple(len(item.region_masks_RGG) for item in inputs)
         return Encoded(image_tokens_BTD=image_tokens_BTD, regions_RKD=regions_RKD, counts=counts)
 
+    @torch.inference_mode()
     def decode(
         self,
         image_tokens_BTD: Tensor,
@@ -292,10 +254,9 @@ class Engine:
     ) -> list[Decoded]:
         """Return one answer a question. mentioned_NKD: the regions that the questions name, in the order of questions and mentions.
 
-        prompt: asked instead of the engine's question.
+        image_index_N: the image of each question, ascending. prompt: asked instead of the engine's question.
         """
-        cache, logits_NV, position = self.ask(image_tokens_BTD, mentioned_NKD, image_index_N, prompt)
-        return self.go_on(cache, logits_NV, position)
+        return self.go_on(*self.ask(image_tokens_BTD, mentioned_NKD, image_index_N, prompt))
 
     def ask(
         self,
@@ -303,94 +264,85 @@ class Engine:
         mentioned_NKD: Tensor,
         image_index_N: Tensor,
         prompt: PromptTokens | None = None,
-    ) -> tuple[DynamicCache, Tensor, int]:
-        """Return the cache behind each question, logits_NV of the first token of its answer, and the position of that token."""
+    ) -> tuple[Rows, Tensor]:
+        """Return rows behind each question, and logits_NV of the first token of its answer."""
         prompt = prompt or self.prompt
-        num_images, num_questions = image_tokens_BTD.shape[0], image_index_N.shape[0]
-        cache = DynamicCache(config=self.model.config.text_config)
-        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device)
-        if self.options.share_prefix:
-            prefix_BPD = self.model.embed_prompt(prefix_ids.expand(num_images, -1), image_tokens_BTD, None)
-        else:
-            prefix_BPD = self.model.embed_prompt(
-                prefix_ids.expand(num_questions, -1), image_tokens_BTD[image_index_N], None
-            )
-        self.forward(prefix_BPD, cache, 0)
-        if self.options.share_prefix:
-            cache.batch_select_indices(image_index_N)
-        suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(num_questions, -1)
-        step_RSD = self.model.embed_prompt(suffix_ids, None, mentioned_NKD)
-        position = len(prompt.prefix_ids)
-        return cache, self.forward(step_RSD, cache, position), position + len(prompt.suffix_ids)
+        if self._sharing == "auto":
+            # Not when the engine is made: the first forward of a model may change its weights' layout, and it may yet have to be saved.
+            self._sharing = "packed" if cascade_fits(self.model) else "expanded"
+        with span("prefill", device=True):
+            return self._asked(image_tokens_BTD, mentioned_NKD, image_index_N.cpu(), prompt)
 
-    def go_on(self, cache: DynamicCache, logits_RV: Tensor, position: int) -> list[Decoded]:
-        """Return the greedy answers behind the questions of a cache, which grows. logits_RV: of their first tokens, which stand at `position`."""
-        tokens: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        num_questions = logits_RV.shape[0]
-        done_R = torch.zeros(num_questions, dtype=torch.bool, device=self.device)
+    def _asked(
+        self, image_tokens_BTD: Tensor, mentioned_NKD: Tensor, index_N: Tensor, prompt: PromptTokens
+    ) -> tuple[Rows, Tensor]:
+        prefix_ids = torch.tensor([prompt.prefix_ids], device=self.device).expand(len(image_tokens_BTD), -1)
+        prefix_BPD = self.model.embed_prompt(prefix_ids, image_tokens_BTD, None)
+        rows: Rows
+        if self._sharing == "packed":
+            rows = CascadeRows.behind(self.model, prefix_BPD, index_N)
+        else:
+            rows = CopiedRows.behind(self.model, prefix_BPD, index_N, share=self._sharing == "expanded")
+        suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(len(index_N), -1)
+        return rows, rows.feed(self.model.embed_prompt(suffix_ids, None, mentioned_NKD))
+
+    def go_on(self, rows: Rows, logits_NV: Tensor) -> list[Decoded]:
+        """Return the answers behind the questions of some rows, which grow. logits_NV: of their first tokens."""
+        with span("decode steps", device=True):
+            if self.stretches is not None:
+                return self._names(self.stretches, rows, logits_NV)
+            return self._free_texts(rows, logits_NV)
+
+    def _free_texts(self, rows: Rows, logits_NV: Tensor) -> list[Decoded]:
+        num_questions, most = len(logits_NV), self.options.max_new_tokens
+        tokens_NM = torch.full((num_questions, most), -1, device=self.device)
+        logprobs_NM = torch.zeros((num_questions, most), device=self.device)
         embed = self.model.get_input_embeddings()
-        trie = self.trie
-        node_R = torch.full((num_questions,), ROOT, device=self.device)
-        most = self.options.max_new_tokens if trie is None else trie.longest
+        # The question of each row that still grows, and which of them are done but not yet taken out.
+        question_R = torch.arange(num_questions)
+        done_R = torch.zeros(num_questions, dtype=torch.bool)
+        logits_RV = logits_NV
         for number in range(most):
             # Picked from the raw logits, as generate does: a log-softmax may round two of them together.
-            if trie is None:
-                token_R = logits_RV.argmax(-1)
-            else:
-                token_R, node_R = trie.pick(logits_RV, node_R)
-                token_R = token_R.clamp_min(0)  # of rows that are done, which say nothing any more
-            logprob_R = logits_RV.float().log_softmax(-1).gather(1, token_R[:, None])[:, 0]
-            tokens.append(token_R.masked_fill(done_R, -1))
-            logprobs.append(logprob_R)
-            done_R = done_R | (torch.isin(token_R, self._stop_ids) if trie is None else trie.ended(node_R))
-            if bool(done_R.all()) or number == most - 1:
+            token_R = logits_RV.argmax(-1)
+            logprob_R = logits_RV.gather(1, token_R[:, None])[:, 0].float() - logits_RV.float().logsumexp(-1)
+            growing_R = ~done_R.to(self.device)
+            on_device_R = question_R.to(self.device)
+            tokens_NM[on_device_R, number] = torch.where(growing_R, token_R, -1)
+            logprobs_NM[on_device_R, number] = logprob_R
+            # The one wait for the device in a step.
+            done_R = done_R | torch.isin(token_R, self._stop_ids).cpu()
+            num_done = int(done_R.sum())
+            if num_done == len(done_R) or number == most - 1:
                 break
-            logits_RV = self.forward(embed(token_R[:, None]), cache, position)
-            position += 1
-        return self._texts(torch.stack(tokens, 1).cpu(), torch.stack(logprobs, 1).cpu())
+            if num_done >= _DONE_SHARE * len(done_R):
+                kept_R = (~done_R).nonzero()[:, 0]
+                rows.keep(kept_R)
+                question_R, done_R, token_R = question_R[kept_R], done_R[kept_R], token_R[kept_R.to(self.device)]
+            logits_RV = rows.feed(embed(token_R[:, None]))
+        return self._texts(tokens_NM.cpu(), logprobs_NM.cpu())
 
-    def forward(self, embeddings_RSD: Tensor, cache: Any, position: int) -> Tensor:
-        """Return logits_RV of the last position; the cache grows by the given tokens, which stand from `position` on."""
-        position_ids_1S = torch.arange(position, position + embeddings_RSD.shape[1], device=self.device)[None]
-        output = self.model.language_model(
-            inputs_embeds=embeddings_RSD,
-            past_key_values=cache,
-            position_ids=position_ids_1S,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
+    def _names(self, stretches: Stretches, rows: Rows, logits_NV: Tensor) -> list[Decoded]:
+        """Return a name for each of the rows, which stay as they are."""
+        return [
+            replace(self._decoded(ids, logprobs), share=share)
+            for found in searched(stretches, rows, logits_NV, self.options.search)
+            for ids, logprobs, share in found.answers()
+        ]
 
-    def _texts(self, tokens_RT: Tensor, logprobs_RT: Tensor) -> list[Decoded]:
+    def _texts(self, tokens_NM: Tensor, logprobs_NM: Tensor) -> list[Decoded]:
         decoded = []
-        for ids, values in zip(tokens_RT.tolist(), logprobs_RT.tolist(), strict=True):
+        for ids, values in zip(tokens_NM.tolist(), logprobs_NM.tolist(), strict=True):
             num_tokens = ids.index(-1) if -1 in ids else len(ids)
-            text_ids = [token for token in ids[:num_tokens] if token not in self._stops]
-            decoded.append(
-                Decoded(
-                    text=self.processor.decode_answer(text_ids),
-                    token_logprobs=tuple(values[:num_tokens]),
-                    token_ids=tuple(text_ids),
-                )
-            )
+            decoded.append(self._decoded(ids[:num_tokens], values[:num_tokens]))
         return decoded
 
+    def _decoded(self, ids: Sequence[int], logprobs: Sequence[float]) -> Decoded:
+        text_ids = [token for token in ids if token not in self._stops]
+        text = self.processor.decode_answer(text_ids)
+        return Decoded(text=text, token_logprobs=tuple(logprobs), token_ids=tuple(text_ids))
 
-# Logits of scored texts held at once, numbers.
-_MAX_LOGITS = 1 << 26
-_Row = tuple[int, int, list[int]]
 
-
-def _chunks(rows: list[_Row], most: int, vocabulary_size: int) -> Iterator[list[_Row]]:
-    """Yield the rows in their order, so many at a time that neither their number nor their logits get out of hand."""
-    chunk: list[_Row] = []
-    longest = 0
-    for row in rows:
-        longest = max(longest, len(row[2]))
-        if chunk and (len(chunk) == most or (len(chunk) + 1) * longest * vocabulary_size > _MAX_LOGITS):
-            yield chunk
-            chunk, longest = [], len(row[2])
-        chunk.append(row)
-    if chunk:
-        yield chunk
+def each_region(inputs: Sequence[RegionInputs]) -> list[list[Mentions]]:
+    """Return one question about each region of some images."""
+    return [[(i,) for i in range(len(item.region_masks_RGG))] for item in inputs]

@@ -1,22 +1,25 @@
-"""Free text, and beside it how likely the model finds the names of a vocabulary: the likeliest by a beam over their trie, and those the text is near to.
+"""Free text, and beside it how likely the model finds the names of a vocabulary: the likeliest of them, and those the text is near to.
 
 Legend: N regions that are asked about, W names kept for each, C ways on from a node, V vocabulary of the tokenizer, D width.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rlabel.config import RankBy
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion
+from rlabel.labeling.budget import Mentions
 from rlabel.labeling.describer import inputs_of
-from rlabel.labeling.engine import Decoded, Encoded, Engine
+from rlabel.labeling.encoding import Encoded
+from rlabel.labeling.engine import Decoded, Engine, each_region
+from rlabel.labeling.ensemble import by_image, likeliest_answers
+from rlabel.labeling.rows import Rows
+from rlabel.labeling.search import searched
 from rlabel.labeling.trie import ROOT, Trie
 from rlabel.regiongpt.processing import RegionInputs
 from rlabel.vocabulary.likelihood import LikelyName
@@ -28,10 +31,13 @@ _ALL_OF = 32
 class HybridDescriber:
     """Gives each region's free text with the log-probabilities of its likeliest names.
 
-    names: those of the vocabulary, synonyms included. num_candidates: names that the beam keeps; all of a small vocabulary.
+    names: those of the vocabulary, synonyms included. num_candidates: names that are looked for; all of a small vocabulary. They are found by a beam, or
+    exactly where the engine's options ask for an exact search.
     near: gives, for each text, names that it is near to; they are scored as well.
     rank_by: total: the probability of the name; per_token: its mean over the name's tokens, end token included; prior: divided by what the model gives
-    to the name where picture and region are blank ("contextual calibration", Zhao et al. 2021, arXiv 2102.09690). The beam goes by the total in any case.
+    to the name where picture and region are blank ("contextual calibration", Zhao et al. 2021, arXiv 2102.09690). The search goes by the total in any case.
+    questions: wordings, instead of the engine's question; the log-probability of a name is its mean over them, and the text is the one that all of
+    them together find likeliest.
     """
 
     def __init__(
@@ -41,60 +47,75 @@ class HybridDescriber:
         num_candidates: int,
         near: Callable[[Sequence[str]], list[list[str]]] | None = None,
         rank_by: RankBy = "total",
+        questions: Sequence[str] = (),
     ) -> None:
         self.engine = engine
         self.names = list(dict.fromkeys(names))
-        self.trie = Trie([engine.processor.answer_ids(name) for name in self.names], engine.device)
+        self.stretches = engine.stretches_of(self.names)
         self.width = len(self.names) if len(self.names) <= _ALL_OF else num_candidates
         self.near = near
         self.rank_by = rank_by
+        self.prompts = [engine.processor.prompt(question) for question in questions] or [engine.prompt]
+        for prompt in self.prompts:
+            engine.check_mentions([[(0,)]], prompt)
         self._prior: dict[str, float] = {}
 
     def prepare(self, image: PreparedImage, regions: Sequence[PreparedRegion]) -> RegionInputs:
         return inputs_of(self.engine, image, regions)
 
-    @torch.inference_mode()
     def describe(self, inputs: Sequence[RegionInputs]) -> list[list[Decoded]]:
         """Return, for each region, its free text with likely_names, best first. Images and questions are computed once."""
-        counts = [len(item.region_masks_RGG) for item in inputs]
-        if not any(counts):
-            return [[] for _ in inputs]
+        return self.engine.in_parts(inputs, each_region(inputs), self._describe, self.prompts)
+
+    @torch.inference_mode()
+    def _describe(self, inputs: list[RegionInputs], asked: list[list[Mentions]]) -> list[list[Decoded]]:
         engine = self.engine
         encoded = engine.encode(inputs)
-        image_index_N = torch.repeat_interleave(torch.arange(len(inputs)), torch.tensor(counts)).to(engine.device)
-        cache, logits_NV, position = engine.ask(encoded.image_tokens_BTD, encoded.regions_RKD, image_index_N)
-        # Greedy decoding grows the cache that it is given.
-        found = likeliest_names(engine, self.trie, copy.deepcopy(cache), logits_NV, position, self.width)
-        likely = [{self.names[n]: logprob for n, logprob in own} for own in found]
-        said = engine.go_on(cache, logits_NV, position)
-        self._add_near(encoded, said, likely)
-        ranked = self._ranked(encoded, likely)
-        answers = [replace(answer, likely_names=own) for answer, own in zip(said, ranked, strict=True)]
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        return [answers[start : start + count] for start, count in zip(starts, counts, strict=True)]
+        by_prompt: list[list[Decoded]] = []
+        found: list[list[dict[str, float]]] = []
+        for prompt in self.prompts:
+            rows, logits_NV = engine.ask(encoded.image_tokens_BTD, encoded.regions_RKD, encoded.image_index_R, prompt)
+            found.append(self._found(rows, logits_NV))
+            by_prompt.append(engine.go_on(rows, logits_NV))
+        said = by_prompt[0] if len(by_prompt) == 1 else likeliest_answers(engine, encoded, self.prompts, by_prompt)
+        ranked = self._ranked(encoded, self._scored(encoded, said, found))
+        answers = iter([replace(answer, likely_names=own) for answer, own in zip(said, ranked, strict=True)])
+        return [[next(answers) for _ in rows] for rows in asked]
 
-    def _add_near(self, encoded: Encoded, said: Sequence[Decoded], likely: list[dict[str, float]]) -> None:
-        """Score the names that texts are near to, where the beam has not found them already."""
-        if self.near is None:
-            return
-        known = set(self.names)
-        texts = list(dict.fromkeys(answer.text for answer in said if answer.text not in known))
-        near = dict(zip(texts, self.near(texts), strict=True)) if texts else {}
-        new = [
-            [name for name in near.get(answer.text, ()) if name in known and name not in own]
-            for answer, own in zip(said, likely, strict=True)
+    def _found(self, rows: Rows, logits_NV: Tensor) -> list[dict[str, float]]:
+        """Return the names that a search finds for each row, with their log-probabilities. The rows stay as they are."""
+        if self.engine.options.search == "exact":
+            names = [
+                own[: self.width]
+                for found in searched(self.stretches, rows, logits_NV, "exact", self.width)
+                for own in found.names()
+            ]
+        else:
+            names = likeliest_names(self.engine, self.stretches.trie, rows, logits_NV, self.width)
+        return [{self.names[number]: logprob for number, logprob in own} for own in names]
+
+    def _scored(
+        self, encoded: Encoded, said: Sequence[Decoded], found: Sequence[Sequence[dict[str, float]]]
+    ) -> list[dict[str, float]]:
+        """Return, for each region, the mean over the wordings of the log-probability of every name that any of them found or the text is near to."""
+        wanted = [list(dict.fromkeys(name for one in own for name in one)) for own in zip(*found, strict=True)]
+        if self.near is not None:
+            all_names = set(self.names)
+            texts = list(dict.fromkeys(answer.text for answer in said if answer.text not in all_names))
+            near = dict(zip(texts, self.near(texts), strict=True)) if texts else {}
+            for answer, own in zip(said, wanted, strict=True):
+                own += [
+                    name for name in dict.fromkeys(near.get(answer.text, ())) if name in all_names and name not in own
+                ]
+        for prompt, known_R in zip(self.prompts, found, strict=True):
+            missing = [[name for name in own if name not in known] for own, known in zip(wanted, known_R, strict=True)]
+            scores = sum(self.engine.score_encoded(encoded, by_image(encoded, missing), prompt), [])
+            for names, values, known in zip(missing, scores, known_R, strict=True):
+                known.update(zip(names, values, strict=True))
+        return [
+            {name: sum(known_R[r][name] for known_R in found) / len(found) for name in own}
+            for r, own in enumerate(wanted)
         ]
-        if not any(new):
-            return
-        by_image: list[list[list[str]]] = []
-        for count in encoded.counts:
-            by_image.append(new[:count])
-            new = new[count:]
-        scored = self.engine.score_encoded(encoded, by_image, self.engine.prompt)
-        regions = iter(likely)
-        for own_texts, own_scores in zip(by_image, scored, strict=True):
-            for names, scores in zip(own_texts, own_scores, strict=True):
-                next(regions).update(zip(names, scores, strict=True))
 
     def _ranked(self, encoded: Encoded, likely: Sequence[dict[str, float]]) -> list[tuple[LikelyName, ...]]:
         if self.rank_by == "prior":
@@ -121,38 +142,43 @@ class HybridDescriber:
             )
             for name in new:
                 # One at a time: what is kept must not hang on which names another shard brought first.
-                self._prior[name] = self.engine.score_encoded(blank, [[[name]]], self.engine.prompt)[0][0][0]
+                scores = [self.engine.score_encoded(blank, [[[name]]], prompt)[0][0][0] for prompt in self.prompts]
+                self._prior[name] = sum(scores) / len(scores)
 
 
 def likeliest_names(
-    engine: Engine, trie: Trie, cache: DynamicCache, logits_NV: Tensor, position: int, width: int
+    engine: Engine, trie: Trie, rows: Rows, logits_NV: Tensor, width: int
 ) -> list[list[tuple[int, float]]]:
-    """Return, for each question of a cache, (number of a name in the trie, its natural-log probability as the whole answer), best first.
+    """Return, for each of some rows, (number of a name in the trie, its natural-log probability as the whole answer), best first.
 
-    A beam of `width` beginnings of names; as wide as the trie has names, it finds all of them. The cache is used up.
-    logits_NV: of the first token, which stands at `position`.
+    A beam of `width` beginnings of names; as wide as the trie has names, it finds all of them. The rows stay as they are.
+    logits_NV: of the first token.
     """
     num = logits_NV.shape[0]
     node_R = torch.full((num,), ROOT, device=engine.device)
     score_NW = torch.zeros((num, 1), device=engine.device)
     first_row_N1 = torch.arange(num, device=engine.device)[:, None]
     logits_RV = logits_NV
+    beams = rows.fork(torch.arange(num))
     embed = engine.model.get_input_embeddings()
     for depth in range(trie.longest):
         logprob_RC, token_RC, child_RC = trie.go_on(logits_RV.float().log_softmax(-1), node_R)
         num_ways = logprob_RC.shape[1]
         total_NE = (score_NW.flatten()[:, None] + logprob_RC).view(num, -1)
         score_NW, kept_NW = total_NE.topk(min(width, total_NE.shape[1]))
+        # Beams in the order of what they go on from, as rows are kept.
+        kept_NW, order_NW = kept_NW.sort(1)
+        score_NW = score_NW.gather(1, order_NW)
         kept_from_R = (first_row_N1 * (total_NE.shape[1] // num_ways) + kept_NW // num_ways).flatten()
         node_R = child_RC.view(num, -1).gather(1, kept_NW).flatten()
         token_R = token_RC.view(num, -1).gather(1, kept_NW).flatten()
         over_R = trie.ended(node_R) | score_NW.flatten().isneginf()
         if bool(over_R.all()) or depth == trie.longest - 1:
             break
-        cache.batch_select_indices(kept_from_R)
-        logits_RV = engine.forward(embed(token_R.clamp_min(0)[:, None]), cache, position)
-        position += 1
-    name_NW = trie.name_S[node_R].view(num, -1).cpu()
+        beams.keep(kept_from_R.cpu())
+        logits_RV = beams.feed(embed(token_R.clamp_min(0)[:, None]))
+    score_NW, order_NW = score_NW.sort(dim=1, descending=True, stable=True)
+    name_NW = trie.name_S[node_R].view(num, -1).gather(1, order_NW).cpu()
     return [
         [(name, score) for name, score in zip(names, scores, strict=True) if name >= 0 and score > -torch.inf]
         for names, scores in zip(name_NW.tolist(), score_NW.cpu().tolist(), strict=True)

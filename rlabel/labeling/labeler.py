@@ -1,26 +1,25 @@
 """The Labeler: one shard in, one outcome a region out. The whole product without Ray or a run directory.
 
 Batches form inside the shard, in its order, so that a shard gives the same bytes wherever and whenever it is labeled. Pictures are
-decoded and masks drawn on a thread ahead of the model.
+decoded and masks drawn on threads ahead of the model, texts snapped on one behind it (`stages`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 
-from rlabel.corpus.inputs import PreparedRegion, prepare_image, stray_failure
+from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
 from rlabel.corpus.limits import Limits
-from rlabel.corpus.masks import RegionMask, mask_to_rle
-from rlabel.labeling.describer import Describer
+from rlabel.corpus.masks import RegionMask
+from rlabel.labeling.describer import Describer, sight_of
 from rlabel.labeling.engine import Decoded
+from rlabel.labeling.stages import ShardWork, Stages, Step
 from rlabel.records import (
     Abstention,
     BoxXywh,
@@ -36,6 +35,7 @@ from rlabel.records import (
     ShardResult,
     Snap,
 )
+from rlabel.spans import span
 from rlabel.storage import Store
 from rlabel.vocabulary.calibration import Calibrator, finished
 from rlabel.vocabulary.likelihood import Choosing, likelihood_score
@@ -43,10 +43,6 @@ from rlabel.vocabulary.scores import evidence_of, label_score, text_score
 from rlabel.vocabulary.snapping import Snapper
 
 log = logging.getLogger(__name__)
-
-# Pieces made ahead of the model: enough to hide a slow picture, few enough to hold in memory.
-LOOK_AHEAD = 4
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +57,16 @@ class _Piece:
     inputs: Any
 
 
+# A piece with the answers to its regions, or with what the model could not do.
+_Answered: TypeAlias = tuple[_Piece, list[Decoded] | Exception]
+
+
 class Labeler:
     """Labels shards with one describer and one vocabulary. max_regions_per_batch bounds the regions that go through the model at once.
 
     snapper: None keeps every answer as it is, as a caption. choosing: decides by likelihoods, where the describer gives some.
     calibrator: turns the scores of labels into how often such labels are right. min_score: labels below it, calibrated, become abstentions.
+    num_prepare: threads that prepare pictures.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Labeler:
         choosing: Choosing | None = None,
         calibrator: Calibrator | None = None,
         min_score: float | None = None,
+        num_prepare: int = 1,
     ) -> None:
         self.describer = describer
         self.snapper = snapper
@@ -88,49 +90,56 @@ class Labeler:
         self.max_regions_per_batch = max_regions_per_batch
         self.limits = limits or Limits()
         self.include_crowds = include_crowds
+        self.stages = Stages(num_prepare)
 
     def label(self, shard: Shard, images: Store) -> ShardResult:
         """Return what became of every region of the shard.
 
         Raises StorageError when the image store cannot be read now; the shard may be tried again.
         """
-        outcomes: dict[str, Outcome] = {region.key: stray_failure(region) for region in shard.stray_regions}
-        batch: list[_Piece] = []
-        for piece in ahead(self._pieces(shard, images), LOOK_AHEAD):
-            if not isinstance(piece, _Piece):
-                outcomes.update(piece)
-                continue
-            if batch and sum(len(item.regions) for item in batch) + len(piece.regions) > self.max_regions_per_batch:
-                self._finish(batch, outcomes)
-                batch = []
-            batch.append(piece)
-        self._finish(batch, outcomes)
-        return ShardResult(
-            index=shard.index,
-            images=tuple(image.row for image in shard.images),
-            outcomes=tuple(outcomes[key] for key in shard.keys),
+        with self.begin(shard, images) as work:
+            work.answer()
+            return work.result()
+
+    def begin(self, shard: Shard, images: Store) -> ShardWork[_Piece, list[_Answered]]:
+        """Return the shard in work, its first pictures being prepared; several shards may be in work at once."""
+        return ShardWork(
+            shard,
+            self.stages,
+            images=(self._steps(record, images) for record in shard.images),
+            fits=lambda batch: sum(len(piece.regions) for piece in batch) <= self.max_regions_per_batch,
+            answered=self._answered,
+            finished=self._finished,
+            outcomes={region.key: stray_failure(region) for region in shard.stray_regions},
         )
 
-    def _pieces(self, shard: Shard, images: Store) -> Iterator[_Piece | dict[str, Outcome]]:
-        """Yield model inputs in the shard's order, and the failures met on the way by region key."""
+    def _steps(self, record: ImageRecord, images: Store) -> Iterator[Step[_Piece]]:
+        """Yield the model inputs of an image, so many regions at a time as a batch takes, and the failures met on the way."""
         size = self.max_regions_per_batch
-        for record in shard.images:
-            image = prepare_image(images, record, self.limits, include_crowds=self.include_crowds)
-            if image.failures:
-                yield {failure.region.key: failure for failure in image.failures}
-            for start in range(0, len(image.regions), size):
-                group = image.regions[start : start + size]
-                try:
-                    inputs = self.describer.prepare(image, group)
-                except Exception as error:
-                    yield _model_failures(record, group, error)
-                else:
-                    yield _Piece(record=record, regions=group, inputs=inputs)
+        image: PreparedImage | None = prepare_image(
+            images, record, self.limits, include_crowds=self.include_crowds, sight=sight_of(self.describer)
+        )
+        assert image is not None
+        lost: dict[str, Outcome] = {failure.region.key: failure for failure in image.failures}
+        regions = image.regions
+        if not regions:
+            yield Step(outcomes=lost)
+        for start in range(0, len(regions), size):
+            group, is_last = regions[start : start + size], start + size >= len(regions)
+            piece = None
+            assert image is not None
+            try:
+                with span("model inputs"):
+                    piece = _Piece(record=record, regions=group, inputs=self.describer.prepare(image, group))
+            except Exception as error:
+                lost.update(_model_failures(record, group, error))
+            if is_last:
+                image = None  # a step that waits to be taken holds no pixels
+            yield Step(outcomes=lost, piece=piece, is_last=is_last)
+            lost = {}
 
-    def _finish(self, batch: list[_Piece], outcomes: dict[str, Outcome]) -> None:
-        """Answer a batch and snap its texts. What the model cannot do becomes failures of the one image that it cannot do."""
-        if not batch:
-            return
+    def _answered(self, batch: Sequence[_Piece]) -> list[_Answered]:
+        """Answer a batch. What the model cannot do is told of the one image that it cannot do."""
         try:
             answers = self.describer.describe([piece.inputs for piece in batch])
         except torch.AcceleratorError:
@@ -138,17 +147,27 @@ class Labeler:
             raise
         except Exception as error:
             if len(batch) == 1:
-                outcomes.update(_model_failures(batch[0].record, batch[0].regions, error))
-                return
-            for piece in batch:
-                self._finish([piece], outcomes)
-            return
-        texts = list(dict.fromkeys(answer.text for decoded in answers for answer in decoded))
+                return [(batch[0], error.with_traceback(None))]  # whose frames hold what was on the device
+        else:
+            return list(zip(batch, answers, strict=True))
+        return [answered for piece in batch for answered in self._answered([piece])]
+
+    def _finished(self, answered: Sequence[_Answered]) -> dict[str, Outcome]:
+        """Snap the texts of a batch."""
+        texts = list(
+            dict.fromkeys(answer.text for _, told in answered if not isinstance(told, Exception) for answer in told)
+        )
         # Together: the sentence encoder takes many texts at once.
-        snaps = {} if self.snapper is None else dict(zip(texts, self.snapper.snap(texts), strict=True))
-        for piece, decoded in zip(batch, answers, strict=True):
-            for region, answer in zip(piece.regions, decoded, strict=True):
+        with span("snap"):
+            snaps = {} if self.snapper is None else dict(zip(texts, self.snapper.snap(texts), strict=True))
+        outcomes: dict[str, Outcome] = {}
+        for piece, told in answered:
+            if isinstance(told, Exception):
+                outcomes.update(_model_failures(piece.record, piece.regions, told))
+                continue
+            for region, answer in zip(piece.regions, told, strict=True):
                 outcomes[region.region.key] = self._outcome(piece.record, region, answer, snaps.get(answer.text))
+        return outcomes
 
     def _outcome(self, record: ImageRecord, prepared: PreparedRegion, answer: Decoded, snap: Snap | None) -> Outcome:
         problem = unusable(answer, may_be_empty=self.snapper is not None)
@@ -237,7 +256,7 @@ def segmentation_to_write(region: Region, mask: RegionMask) -> JsonValue:
         return given
     if isinstance(given, dict) and isinstance(given.get("counts"), str):
         return given
-    return mask_to_rle(mask.mask_HW)
+    return mask.to_rle()
 
 
 def _failure(region: Region, record: ImageRecord, cause: str, kind: str = "model") -> Failure:
@@ -257,13 +276,3 @@ def _model_failures(record: ImageRecord, regions: tuple[PreparedRegion, ...], er
 
 def model_failure(error: Exception) -> str:
     return f"the model failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-
-
-def ahead(items: Iterator[_T], depth: int) -> Iterator[_T]:
-    """Yield the items in their order, made by a thread that runs up to `depth` of them ahead."""
-    end = object()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare") as pool:
-        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, items, end))
-            yield item  # type: ignore[misc]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from rlabel.corpus.inputs import PreparedRegion, prepare_image, query_failure
+from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, query_failure
 from rlabel.corpus.limits import Limits
 from rlabel.labeling.askers import Asked, Asker, Chosen
+from rlabel.labeling.describer import sight_of
 from rlabel.labeling.engine import Decoded
-from rlabel.labeling.labeler import LOOK_AHEAD, ahead, image_name, model_failure, rounded_box, unusable
+from rlabel.labeling.labeler import image_name, model_failure, rounded_box, unusable
+from rlabel.labeling.stages import ShardWork, Stages, Step
 from rlabel.records import (
     Candidate,
     Expression,
@@ -31,6 +33,7 @@ from rlabel.records import (
     Shard,
     ShardResult,
 )
+from rlabel.spans import span
 from rlabel.storage import Store
 from rlabel.vocabulary.scores import text_score
 
@@ -46,6 +49,10 @@ class _Piece:
     inputs: Any
 
 
+# A piece with the answers to its queries, or with what the model could not do.
+_Answered: TypeAlias = tuple[_Piece, Sequence[Decoded | Chosen] | Exception]
+
+
 class QueryLabeler:
     """Answers the queries of shards with one asker. max_regions_per_batch bounds the regions, and the queries, that go through the model at once;
     an expression alone may have more candidates."""
@@ -57,70 +64,80 @@ class QueryLabeler:
         max_regions_per_batch: int = 64,
         limits: Limits | None = None,
         include_crowds: bool = True,
+        num_prepare: int = 1,
     ) -> None:
         self.asker = asker
         self.max_regions_per_batch = max_regions_per_batch
         self.limits = limits or Limits()
         self.include_crowds = include_crowds
+        self.stages = Stages(num_prepare)
 
     def label(self, shard: Shard, images: Store) -> ShardResult:
         """Return what became of every query of the shard.
 
         Raises StorageError when the image store cannot be read now; the shard may be tried again.
         """
-        outcomes: dict[str, Outcome] = {query.key: query_failure(query) for query in shard.stray_queries}
-        batch: list[_Piece] = []
-        for piece in ahead(self._pieces(shard, images), LOOK_AHEAD):
-            if not isinstance(piece, _Piece):
-                outcomes.update({failure.key: failure for failure in piece})
-                continue
-            if batch and not self._fits([*batch, piece]):
-                self._finish(batch, outcomes)
-                batch = []
-            batch.append(piece)
-        self._finish(batch, outcomes)
-        return ShardResult(
-            index=shard.index,
-            images=tuple(image.row for image in shard.images),
-            outcomes=tuple(outcomes[key] for key in shard.keys),
+        with self.begin(shard, images) as work:
+            work.answer()
+            return work.result()
+
+    def begin(self, shard: Shard, images: Store) -> ShardWork[_Piece, list[_Answered]]:
+        """Return the shard in work, its first pictures being prepared; several shards may be in work at once."""
+        return ShardWork(
+            shard,
+            self.stages,
+            images=(self._steps(record, images) for record in shard.images),
+            fits=self._fits,
+            answered=self._answered,
+            finished=_finished,
+            outcomes={query.key: query_failure(query) for query in shard.stray_queries},
         )
 
     def _fits(self, batch: Sequence[_Piece]) -> bool:
         size = self.max_regions_per_batch
         return max(sum(len(item.regions) for item in batch), sum(len(item.queries) for item in batch)) <= size
 
-    def _pieces(self, shard: Shard, images: Store) -> Iterator[_Piece | list[QueryFailure]]:
-        """Yield model inputs in the shard's order, and the failures met on the way."""
-        for record in shard.images:
-            queries = record.queries or ()
-            failures = [query_failure(query, image_name(record)) for query in queries if query.problem is not None]
-            named = {key for query in queries if query.problem is None for key in regions_of(query)}
-            wanted = replace(record, regions=tuple(region for region in record.regions if region.key in named))
-            image = prepare_image(images, wanted, self.limits, include_crowds=self.include_crowds)
-            prepared = {item.region.key: item for item in image.regions}
-            lost = {failure.region.key: failure for failure in image.failures}
-            usable: list[Query] = []
-            for query in queries:
-                if query.problem is not None:
-                    continue
-                cause = _lost(query, lost)
-                if cause is not None:
-                    failures.append(_failed(query, record, cause.kind, cause.reason.rstrip(".")))
-                else:
-                    usable.append(query)
-            if failures:
-                yield failures
-            for group in self._groups(usable, prepared):
-                keys = [key for key in prepared if any(key in regions_of(query) for query in group)]
-                place = {key: i for i, key in enumerate(keys)}
-                asked = tuple(_asked(query, place) for query in group)
-                regions = tuple(prepared[key] for key in keys)
-                try:
+    def _steps(self, record: ImageRecord, images: Store) -> Iterator[Step[_Piece]]:
+        """Yield the model inputs of an image, so many queries at a time as a batch takes, and the failures met on the way."""
+        queries = record.queries or ()
+        failures = [query_failure(query, image_name(record)) for query in queries if query.problem is not None]
+        named = {key for query in queries if query.problem is None for key in regions_of(query)}
+        wanted = replace(record, regions=tuple(region for region in record.regions if region.key in named))
+        image: PreparedImage | None = prepare_image(
+            images, wanted, self.limits, include_crowds=self.include_crowds, sight=sight_of(self.asker)
+        )
+        assert image is not None
+        prepared = {item.region.key: item for item in image.regions}
+        lost = {failure.region.key: failure for failure in image.failures}
+        usable: list[Query] = []
+        for query in queries:
+            if query.problem is not None:
+                continue
+            cause = _lost(query, lost)
+            if cause is not None:
+                failures.append(_failed(query, record, cause.kind, cause.reason.rstrip(".")))
+            else:
+                usable.append(query)
+        groups = list(self._groups(usable, prepared))
+        if not groups:
+            yield Step(outcomes=_by_key(failures))
+        for number, group in enumerate(groups, start=1):
+            keys = [key for key in prepared if any(key in regions_of(query) for query in group)]
+            place = {key: i for i, key in enumerate(keys)}
+            asked = tuple(_asked(query, place) for query in group)
+            regions = tuple(prepared[key] for key in keys)
+            piece = None
+            assert image is not None
+            try:
+                with span("model inputs"):
                     inputs = self.asker.prepare(image, regions)
-                except Exception as error:
-                    yield [_failed(query, record, "model", model_failure(error)) for query in group]
-                else:
-                    yield _Piece(record=record, regions=regions, queries=tuple(group), asked=asked, inputs=inputs)
+                piece = _Piece(record=record, regions=regions, queries=tuple(group), asked=asked, inputs=inputs)
+            except Exception as error:
+                failures += [_failed(query, record, "model", model_failure(error)) for query in group]
+            if number == len(groups):
+                image = None  # a step that waits to be taken holds no pixels
+            yield Step(outcomes=_by_key(failures), piece=piece, is_last=number == len(groups))
+            failures = []
 
     def _groups(self, queries: Sequence[Query], prepared: dict[str, PreparedRegion]) -> Iterator[list[Query]]:
         """Yield the queries in their order, so many at a time that neither they nor their regions are more than a batch."""
@@ -136,30 +153,40 @@ class QueryLabeler:
         if group:
             yield group
 
-    def _finish(self, batch: Sequence[_Piece], outcomes: dict[str, Outcome]) -> None:
-        """Answer a batch. What the model cannot do becomes a failure of the one query that it cannot do."""
-        if not batch:
-            return
+    def _answered(self, batch: Sequence[_Piece]) -> list[_Answered]:
+        """Answer a batch. What the model cannot do is told of the one query that it cannot do."""
         try:
             answers = self.asker.ask([piece.inputs for piece in batch], [piece.asked for piece in batch])
         except torch.AcceleratorError:
             # After one of these a process can do nothing more on its GPU. The driver takes a new one.
             raise
         except Exception as error:
-            if len(batch) > 1:
-                for piece in batch:
-                    self._finish([piece], outcomes)
-                return
-            (piece,) = batch
-            if len(piece.queries) == 1:
-                outcomes[piece.queries[0].key] = _failed(piece.queries[0], piece.record, "model", model_failure(error))
-                return
-            for query, asked in zip(piece.queries, piece.asked, strict=True):
-                self._finish([replace(piece, queries=(query,), asked=(asked,))], outcomes)
-            return
-        for piece, answered in zip(batch, answers, strict=True):
-            for query, asked, answer in zip(piece.queries, piece.asked, answered, strict=True):
-                outcomes[query.key] = _outcome(piece, query, asked, answer)
+            if len(batch) == 1 and len(batch[0].queries) == 1:
+                return [(batch[0], error.with_traceback(None))]  # whose frames hold what was on the device
+        else:
+            return list(zip(batch, answers, strict=True))
+        alone = batch
+        if len(batch) == 1:
+            queries = zip(batch[0].queries, batch[0].asked, strict=True)
+            alone = [replace(batch[0], queries=(query,), asked=(asked,)) for query, asked in queries]
+        return [answered for one in alone for answered in self._answered([one])]
+
+
+def _finished(answered: Sequence[_Answered]) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    for piece, told in answered:
+        if isinstance(told, Exception):
+            outcomes.update(
+                (query.key, _failed(query, piece.record, "model", model_failure(told))) for query in piece.queries
+            )
+            continue
+        for query, asked, answer in zip(piece.queries, piece.asked, told, strict=True):
+            outcomes[query.key] = _outcome(piece, query, asked, answer)
+    return outcomes
+
+
+def _by_key(failures: Sequence[QueryFailure]) -> dict[str, Outcome]:
+    return {failure.key: failure for failure in failures}
 
 
 def regions_of(query: Query) -> tuple[str, ...]:

@@ -57,13 +57,6 @@ class Trie:
         self.name_S = torch.tensor([ends.get(node, -1) for node in range(len(edges))], device=device)
         self.longest = _depth(edges)
 
-    def pick(self, logits_RV: Tensor, node_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (token_R, node_R): the likeliest token that goes on from each row's node, and where it leads; at the end of a name, (-1, the node)."""
-        edge_RC, logits_RC = self._edges(logits_RV, node_R)
-        edge_R = edge_RC.gather(1, logits_RC.argmax(1, keepdim=True))[:, 0]
-        ended_R = self.ended(node_R)
-        return self.token_E[edge_R].masked_fill(ended_R, -1), torch.where(ended_R, node_R, self.child_E[edge_R])
-
     def go_on(self, logprobs_RV: Tensor, node_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (logprob_RC, token_RC, child_RC) of all ways on from each row's node; filled up with -inf.
 

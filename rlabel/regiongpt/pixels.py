@@ -1,6 +1,7 @@
 """Pixels of the zoom path: a square window around a region, cut, turned and scaled in one go. numpy and PIL; no torch.
 
-Labeling and training use this one function: a `View` other than the plain one is training's augmentation.
+Labeling and training use this one function: a `View` other than the plain one is training's augmentation. Of a large
+picture a window is cut from the smallest scale that holds all that the crop can show.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rlabel.corpus.masks import RegionMask
+from rlabel.corpus.picture import LargePicture, scale_for
 
+# Of a large picture: at least so many pixels of the scale that a crop is cut from to each of the crop's.
+_CROP_KEEPS = 1.0
+# What lies outside the picture: mid-grey, and outside the mask.
+_OUTSIDE = (127, 127, 127, 0)
 # Below this window a region is a handful of pixels; a wider look says more than a blown-up blur.
 MIN_WINDOW_PX = 16.0
 
@@ -33,8 +39,29 @@ class View:
 PLAIN = View()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """What a crop shows, before it is turned: a square of `side` around a middle, in pixels of what it is cut from."""
+
+    middle_x: float
+    middle_y: float
+    side: float
+
+    def at(self, scale: int) -> _Window:
+        return _Window(middle_x=self.middle_x / scale, middle_y=self.middle_y / scale, side=self.side / scale)
+
+    def bounds(self, view: View, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return left, top, right, bottom of what a turned window may touch of a picture of height x width."""
+        angle = math.radians(view.angle_deg)
+        reach = self.side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))
+        reach = reach * max(view.stretch, 1.0 / view.stretch) + 2
+        left, top = max(int(self.middle_x - reach), 0), max(int(self.middle_y - reach), 0)
+        right = min(math.ceil(self.middle_x + reach), width)
+        return left, top, right, min(math.ceil(self.middle_y + reach), height)
+
+
 def zoom_crop(
-    pixels_HWC: NDArray[np.uint8],
+    picture: NDArray[np.uint8] | LargePicture,
     region: RegionMask,
     size_px: int,
     context: float,
@@ -42,47 +69,119 @@ def zoom_crop(
 ) -> NDArray[np.uint8]:
     """Return crop_SS4: uint8 (size, size, 4), red, green, blue and the mask (0 to 255), of a square window around the region.
 
+    picture: all its pixels, uint8 (H, W, 3), RGB, upright; or a large one.
     context: margin on each side as a share of the box's longer side. What lies outside the picture is mid-grey and outside the mask.
     """
     x, y, width, height = region.box_xywh
     side = max(width, height, 1.0) * (1.0 + 2.0 * context)
     side = max(side, MIN_WINDOW_PX) * view.scale
-    middle_x = x + width / 2 + view.shift_x * side
-    middle_y = y + height / 2 + view.shift_y * side
-    angle = math.radians(view.angle_deg)
-    cos, sin = math.cos(angle), math.sin(angle)
-    reach = side / 2 * (abs(cos) + abs(sin)) * max(view.stretch, 1.0 / view.stretch) + 2
-    left, top = max(int(middle_x - reach), 0), max(int(middle_y - reach), 0)
-    right = min(math.ceil(middle_x + reach), pixels_HWC.shape[1])
-    bottom = min(math.ceil(middle_y + reach), pixels_HWC.shape[0])
-    source_HW4 = np.zeros((bottom - top, right - left, 4), np.uint8)
-    source_HW4[..., :3] = pixels_HWC[top:bottom, left:right]
-    _paint_mask(source_HW4[..., 3], region, left, top)
+    window = _Window(
+        middle_x=x + width / 2 + view.shift_x * side, middle_y=y + height / 2 + view.shift_y * side, side=side
+    )
+    if isinstance(picture, LargePicture):
+        crop_SS4 = _crop_of_large(picture, region, size_px, window, view)
+    else:
+        left, top, right, bottom = window.bounds(view, *picture.shape[:2])
+        source_HW4 = np.zeros((bottom - top, right - left, 4), np.uint8)
+        source_HW4[..., :3] = picture[top:bottom, left:right]
+        _paint_mask(source_HW4[..., 3], region, left, top)
+        crop_SS4 = _turned(source_HW4, left, top, window, size_px, view)
+    if not crop_SS4[..., 3].any():
+        # A few scattered pixels of a large box, averaged away: better all of it than nothing.
+        crop_SS4 = crop_SS4.copy()
+        crop_SS4[..., 3] = 255
+    return crop_SS4
+
+
+def _turned(
+    source_HW4: NDArray[np.uint8], left: int, top: int, window: _Window, size_px: int, view: View
+) -> NDArray[np.uint8]:
+    """Return the crop of a window out of a part of the picture whose corner lies at (left, top)."""
     # Four plain channels: PIL would multiply the colours of RGBA by alpha while resampling and so blacken what lies outside the mask.
     source = Image.frombytes("CMYK", source_HW4.shape[1::-1], source_HW4.tobytes())
-    step = side / size_px  # source pixels a crop pixel
+    step = window.side / size_px  # source pixels a crop pixel
     shrink_x = shrink_y = 1.0
     if step > 1.0:  # average first: the affine step below samples points and would alias
         small = (max(round(source.width / step), 1), max(round(source.height / step), 1))
         shrink_x, shrink_y = source.width / small[0], source.height / small[1]
         source = source.resize(small, Image.Resampling.BILINEAR)
+    angle = math.radians(view.angle_deg)
+    cos, sin = math.cos(angle), math.sin(angle)
     mirror = -1.0 if view.mirrored else 1.0
     a, b = mirror * cos * step * view.stretch, -sin * step / view.stretch
     d, e = mirror * sin * step * view.stretch, cos * step / view.stretch
     half = size_px / 2
-    c = middle_x - left - a * half - b * half
-    f = middle_y - top - d * half - e * half
+    c = window.middle_x - left - a * half - b * half
+    f = window.middle_y - top - d * half - e * half
     matrix = (a / shrink_x, b / shrink_x, c / shrink_x, d / shrink_y, e / shrink_y, f / shrink_y)
     crop = source.transform(
-        (size_px, size_px), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(127, 127, 127, 0)
+        (size_px, size_px), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_OUTSIDE
     )
-    crop_SS4 = np.asarray(crop)
-    if not crop_SS4[
-        ..., 3
-    ].any():  # a few scattered pixels of a large box, averaged away: better all of it than nothing
-        crop_SS4 = crop_SS4.copy()
-        crop_SS4[..., 3] = 255
+    return np.asarray(crop)
+
+
+def _crop_of_large(
+    picture: LargePicture, region: RegionMask, size_px: int, window: _Window, view: View
+) -> NDArray[np.uint8]:
+    """Return the crop of a window out of the smallest scale of a large picture that holds what it can show."""
+    scale = scale_for(window.side / size_px, _CROP_KEEPS)
+    level, window, runs = picture.level(scale), window.at(scale), region.runs
+    step = window.side / size_px
+    x0, y0 = window.middle_x - window.side / 2, window.middle_y - window.side / 2
+    # The picture's own sides, not the level's: those are rounded up.
+    columns = _shown(x0, step, picture.width_px / scale, size_px)
+    rows = _shown(y0, step, picture.height_px / scale, size_px)
+    if view != PLAIN or columns is None or rows is None:
+        left, top, right, bottom = window.bounds(view, level.height, level.width)
+        source_HW4 = np.empty((bottom - top, right - left, 4), np.uint8)
+        source_HW4[..., :3] = np.asarray(level.crop((left, top, right, bottom)))
+        source_HW4[..., 3] = runs.shares(left, top, right, bottom, scale)
+        return _turned(source_HW4, left, top, window, size_px, view)
+    # Not turned: one resampling does it, of the picture as it lies there.
+    size = (columns.after - columns.first, rows.after - rows.first)
+    box = (
+        max(x0 + columns.first * step, 0.0),
+        max(y0 + rows.first * step, 0.0),
+        min(x0 + columns.after * step, float(level.width)),
+        min(y0 + rows.after * step, float(level.height)),
+    )
+    reach = math.ceil(max(step, 1.0)) + 1  # of the filter
+    left, top = max(int(box[0]) - reach, 0), max(int(box[1]) - reach, 0)
+    right, bottom = min(math.ceil(box[2]) + reach, level.width), min(math.ceil(box[3]) + reach, level.height)
+    mask = Image.fromarray(runs.shares(left, top, right, bottom, scale))
+    box_in_mask = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    inside = level.resize(size, Image.Resampling.BILINEAR, box=box)
+    inside.putalpha(mask.resize(size, Image.Resampling.BILINEAR, box=box_in_mask))
+    if size == (size_px, size_px):
+        return np.asarray(inside)
+    crop_SS4 = np.empty((size_px, size_px, 4), np.uint8)
+    crop_SS4[:] = _OUTSIDE
+    crop_SS4[rows.first : rows.after, columns.first : columns.after] = np.asarray(inside)
+    # Pixels that the picture's edge goes through show it where their middle does.
+    crop_SS4[rows.first_half : rows.first] = crop_SS4[rows.first]
+    crop_SS4[rows.after : rows.after_half] = crop_SS4[rows.after - 1]
+    crop_SS4[:, columns.first_half : columns.first] = crop_SS4[:, columns.first, None]
+    crop_SS4[:, columns.after : columns.after_half] = crop_SS4[:, columns.after - 1, None]
     return crop_SS4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """Which of a crop's rows or columns lie wholly in the picture: [first, after); and with their middle: [first_half, after_half)."""
+
+    first: int
+    after: int
+    first_half: int
+    after_half: int
+
+
+def _shown(start: float, step: float, length: float, size_px: int) -> _Shown | None:
+    """Return what a crop shows of a picture of some length, its cells being `step` each from `start` on; None for not even one."""
+    first, after = max(math.ceil(-start / step), 0), min(math.floor((length - start) / step), size_px)
+    if after <= first:
+        return None
+    half = max(math.ceil(-start / step - 0.5), 0), min(math.ceil((length - start) / step - 0.5), size_px)
+    return _Shown(first=first, after=after, first_half=half[0], after_half=half[1])
 
 
 def _paint_mask(out_HW: NDArray[np.uint8], region: RegionMask, left: int, top: int) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from rlabel.corpus.masks import RegionMask
+from rlabel.corpus.picture import LargePicture, Sight, is_large
 from rlabel.errors import InputError
 from rlabel.prompts.templates import IMAGE, REGION, Turn, question_text
 from rlabel.regiongpt.pixels import PLAIN, View, resize_square, zoom_crop
@@ -84,33 +85,49 @@ class RegionGPTImageProcessor(BaseImageProcessor):
         self.zoom_keep = zoom_keep
         self.zoom_more_contexts = list(zoom_more_contexts)
 
+    @property
+    def sight(self) -> Sight:
+        """What is seen of a picture, for those who open it."""
+        return Sight(whole_px=self.image_size_px, details=self.zoom != "off")
+
     def prepare(
-        self, pixels_HWC: NDArray[np.uint8], regions: Sequence[RegionMask], views: Sequence[View] | None = None
+        self,
+        picture: NDArray[np.uint8] | LargePicture,
+        regions: Sequence[RegionMask],
+        views: Sequence[View] | None = None,
     ) -> RegionInputs:
-        """Return the inputs of one image. pixels_HWC: uint8 RGB, upright; masks of the regions have its height and width."""
-        pixels_SSC = resize_square(pixels_HWC, self.image_size_px)
+        """Return the inputs of one image; masks of the regions have its height and width.
+
+        picture: uint8 (H, W, 3), RGB, upright, or a large one. Raises BadImage where a large one can no longer be decoded.
+        """
+        if not isinstance(picture, LargePicture) and is_large(*picture.shape[:2]):
+            picture = LargePicture.of_pixels(picture)
+        if isinstance(picture, LargePicture):
+            height_px, width_px, pixels_SSC = picture.height_px, picture.width_px, picture.see(self.sight)
+        else:
+            (height_px, width_px), pixels_SSC = picture.shape[:2], resize_square(picture, self.image_size_px)
         side = self.mask_side
-        empty_RGG = np.zeros((0, side, side), np.float32)
-        masks_RGG = np.stack([region.resample(side, side) for region in regions]) if regions else empty_RGG
-        crops: list[NDArray[np.uint8]] = []
-        index: list[int] = []
+        masks_RGG = np.empty((len(regions), side, side), np.float32)
         for i, region in enumerate(regions):
-            if self._is_zoomed(pixels_HWC, region):
-                view = views[i] if views is not None else PLAIN
-                for context in (self.zoom_context, *self.zoom_more_contexts):
-                    crops.append(zoom_crop(pixels_HWC, region, self.zoom_size_px, context, view))
-                    index.append(i)
+            masks_RGG[i] = region.resample(side, side)
+        index = [i for i, region in enumerate(regions) if self._is_zoomed(height_px, width_px, region)]
+        contexts = (self.zoom_context, *self.zoom_more_contexts)
+        crops_ZSS4 = np.empty((len(index) * len(contexts), self.zoom_size_px, self.zoom_size_px, 4), np.uint8)
+        for i in range(len(crops_ZSS4)):
+            number = index[i // len(contexts)]
+            view, context = PLAIN if views is None else views[number], contexts[i % len(contexts)]
+            crops_ZSS4[i] = zoom_crop(picture, regions[number], self.zoom_size_px, context, view)
         return RegionInputs(
             pixels_3SS=self.normalise(torch.from_numpy(pixels_SSC.copy()).permute(2, 0, 1)),
             region_masks_RGG=torch.from_numpy(masks_RGG),
-            zoom_crops_Z4SS=torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) if crops else None,
-            zoom_region_index_Z=torch.tensor(index, dtype=torch.long) if crops else None,
+            zoom_crops_Z4SS=torch.from_numpy(crops_ZSS4).permute(0, 3, 1, 2) if index else None,
+            zoom_region_index_Z=torch.tensor(index).repeat_interleave(len(contexts)) if index else None,
         )
 
-    def _is_zoomed(self, pixels_HWC: NDArray[np.uint8], region: RegionMask) -> bool:
+    def _is_zoomed(self, height_px: int, width_px: int, region: RegionMask) -> bool:
         if self.zoom != "small":
             return self.zoom == "all"
-        scale_y, scale_x = self.image_size_px / pixels_HWC.shape[0], self.image_size_px / pixels_HWC.shape[1]
+        scale_y, scale_x = self.image_size_px / height_px, self.image_size_px / width_px
         return max(region.box_xywh[2] * scale_x, region.box_xywh[3] * scale_y) < self.zoom_below_px
 
     def normalise(self, pixels_3SS: Tensor) -> Tensor:

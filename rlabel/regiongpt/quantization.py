@@ -25,6 +25,7 @@ from rlabel.regiongpt.modeling import NEVER_QUANTIZED, RegionGPTForConditionalGe
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The files of a model folder that decide what it answers. generation_config.json is not one: the engine is greedy and stops by the tokenizer.
@@ -46,12 +47,15 @@ class Precision:
     dtype: of every weight that is not quantized, and of the arithmetic around them.
     compute_dtype: in which nf4 layers multiply (on CPUs with bf16 instructions bitsandbytes takes bfloat16 regardless); None: as dtype.
     int8 layers always multiply in int8 with float16 outliers. double_quantization: nf4's scales are quantized too.
+    attention: of the language model, by transformers' names; auto: what transformers takes. compile: see `compile_layers`.
     """
 
     quantization: Quantization = "none"
     double_quantization: bool = True
     dtype: Dtype = "float32"
     compute_dtype: Dtype | None = None
+    attention: Attention = "auto"
+    compile: bool = False
 
 
 def load_model(
@@ -59,7 +63,8 @@ def load_model(
 ) -> RegionGPTForConditionalGeneration:
     """Return a model ready to label, in eval mode, on the device, its linear layers of the language model quantized where asked.
 
-    Raises InputError when the folder is missing, holds no RegionGPT or no whole safetensors, or cannot be quantized.
+    Raises InputError when the folder is missing, holds no RegionGPT or no whole safetensors, or cannot be quantized; or where the attention or a compiler
+    is not there.
     """
     register()
     folder = resolve_model(path_or_id)
@@ -100,7 +105,11 @@ def load_model(
     # Convolutions on CPUs are an order of magnitude faster so; on GPUs they are not slower.
     model.vision_tower.to(memory_format=torch.channels_last)
     check_quantized(model, precision)
-    return model.eval()
+    _set_attention(model, precision)
+    model.eval()
+    if precision.compile:
+        compile_layers(model)
+    return model
 
 
 def quantized_layers(model: nn.Module) -> list[str]:
@@ -143,6 +152,52 @@ def check_quantized(model: RegionGPTForConditionalGeneration, precision: Precisi
             )
     if precision.quantization == "none" and layers:
         raise InputError(f"--quantization none: {layers[0]} is quantized. Load the unquantized folder.")
+
+
+def _set_attention(model: RegionGPTForConditionalGeneration, precision: Precision) -> None:
+    name = precision.attention
+    if name == "auto":
+        return
+    if name == "flash_attention_2" and (model.device.type == "cpu" or precision.dtype == "float32"):
+        raise InputError(
+            f"--attention {name}: it takes float16 or bfloat16 on a GPU, got {precision.dtype} on {model.device.type}. Use --attention sdpa, or leave it out."
+        )
+    try:
+        model.language_model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"--attention {name}: not available for this language model here: {_first_line(error)}. Use --attention sdpa, or leave it out."
+        ) from error
+
+
+def compile_layers(model: RegionGPTForConditionalGeneration) -> None:
+    """Let torch.compile fuse what surrounds the attention of the language model's layers: norms and the feed-forward part. Greedy texts stay, bits may not.
+
+    The attention itself is left as it is, since the rows that share a prefix change from batch to batch. Compiled once for all layers and all lengths,
+    which takes up to a minute; it happens here, not in the first batch.
+
+    Raises InputError where it cannot be compiled: no C++ compiler (CPU) or no Triton (GPU).
+    """
+    layers = getattr(model.language_model.base_model, "layers", None)
+    if layers is None:
+        raise InputError(
+            f"--compile: the language model ({model.config.text_config.model_type}) has no list of layers that rlabel knows. Leave it out."
+        )
+    for layer in layers:
+        for part in layer.children():
+            if not type(part).__name__.endswith("Attention"):
+                part.compile(dynamic=True)
+    embed = model.get_input_embeddings()
+    try:
+        with torch.inference_mode():
+            for length in (3, 5):
+                ids = torch.zeros(1, length, dtype=torch.long, device=embed.weight.device)  # type: ignore[arg-type]
+                model.language_model(inputs_embeds=embed(ids), logits_to_keep=1)
+    except Exception as error:  # torch's compiler has dozens of kinds
+        raise InputError(
+            f"--compile: torch.compile does not work here: {type(error).__name__}: {_first_line(error)}. "
+            "Install a C++ compiler (g++; on a GPU Triton), or leave it out."
+        ) from error
 
 
 def resolve_model(path_or_id: str | Path) -> Path:

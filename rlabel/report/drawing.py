@@ -84,17 +84,27 @@ def load_font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def draw_regions(
-    pixels_HWC: npt.NDArray[np.uint8], regions: Sequence[DrawnRegion], max_width_px: int, max_height_px: int
+    pixels_HWC: npt.NDArray[np.uint8],
+    regions: Sequence[DrawnRegion],
+    max_width_px: int,
+    max_height_px: int,
+    *,
+    window_xyxy: _Rectangle | None = None,
+    with_tags: bool = True,
 ) -> Image.Image:
     """Return the picture scaled to fit, with outlines and tags. pixels_HWC: uint8 RGB, upright.
 
-    Regions whose outline is unknown or unusable are not drawn; the caller's caption counts them.
+    window_xyxy: the part of the picture that is drawn, in its pixels, inside it; None draws all.
+    Regions whose outline is unknown or unusable, or outside the window, are not drawn; the caller's caption counts them.
     """
     height_px, width_px = pixels_HWC.shape[:2]
-    scale = min(max_width_px / width_px, max_height_px / height_px, _MAX_UPSCALE)
-    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
-    canvas = np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))
-    shapes = [_shape(region, height_px, width_px, size) for region in regions]
+    window = window_xyxy or (0, 0, width_px, height_px)
+    left, top, right, bottom = window
+    scale = min(max_width_px / (right - left), max_height_px / (bottom - top), _MAX_UPSCALE)
+    size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
+    part = Image.fromarray(np.ascontiguousarray(pixels_HWC[top:bottom, left:right]))
+    canvas = np.array(part.resize(size, Image.Resampling.LANCZOS))
+    shapes = [_shape(region, height_px, width_px, window, size) for region in regions]
     for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
         if shape is not None and not shape.is_box:
             _outline(canvas, shape.mask_HW, color_of(region, position))
@@ -102,21 +112,26 @@ def draw_regions(
     brush = ImageDraw.Draw(picture)
     for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
         if shape is not None and shape.is_box:
-            left, top, right, bottom = shape.box
-            brush.rectangle((left, top, right - 1, bottom - 1), outline=_HALO, width=4)
-            brush.rectangle((left, top, right - 1, bottom - 1), outline=color_of(region, position), width=2)
-    _draw_tags(
-        brush, size, [(r, p, s.box) for p, (r, s) in enumerate(zip(regions, shapes, strict=True)) if s is not None]
-    )
+            x0, y0, x1, y1 = shape.box
+            brush.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_HALO, width=4)
+            brush.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color_of(region, position), width=2)
+    if with_tags:
+        _draw_tags(
+            brush, size, [(r, p, s.box) for p, (r, s) in enumerate(zip(regions, shapes, strict=True)) if s is not None]
+        )
     return picture
 
 
-def _shape(region: DrawnRegion, height_px: int, width_px: int, size: tuple[int, int]) -> _Shape | None:
+def _shape(
+    region: DrawnRegion, height_px: int, width_px: int, window: _Rectangle, size: tuple[int, int]
+) -> _Shape | None:
     try:
         mask = rasterise(region.segmentation, _box_or_none(region.box_xywh), height_px, width_px, Limits())
     except BadRegion:
         return None
-    share_HW = mask.resample(size[1], size[0])
+    share_HW = mask.resample_window((window[0], window[1], window[2], window[3]), size[1], size[0])
+    if not share_HW.any():
+        return None
     # a region thinner than half a drawn pixel must not vanish
     mask_HW = share_HW >= min(0.5, float(share_HW.max()) / 2)
     rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))

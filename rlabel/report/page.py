@@ -7,21 +7,27 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
 
 import jinja2
 
 from rlabel.errors import InputError
+from rlabel.evaluation.auditing import Audit, audit_run
 from rlabel.evaluation.evaluate import evaluate_run
-from rlabel.evaluation.records import Evaluation
+from rlabel.evaluation.records import CategoryRow, Evaluation, RiskPoint, ScoreWorth
 from rlabel.evaluation.text import bounds, interval, named_accuracies, notes, percent
+from rlabel.report.charts import DARK, LIGHT, reliability_svg, risk_svg
 from rlabel.report.sheet import Picture, draw_pictures, run_legend, sheet_to_png
 from rlabel.report.summary import RunSummary, summarise_run
+from rlabel.report.worst import NUM_DRAWN, WorstCase, draw_cases, surest_wrong
 from rlabel.storage import Store
 
 REPORT = "report.html"
 SHEET = "sheet.png"
 _TEMPLATE = "templates/report.html.j2"
 _JPEG_QUALITY = 85
+_MAX_CATEGORIES = 300  # rows of a table on the page
+_NUM_RISKS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,24 @@ class _Shown:
     source: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chart:
+    """A curve for light and for dark paper, as data URLs; its numbers are in a table beside it."""
+
+    light: str
+    dark: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCases:
+    """What the page says of contradicted labels: the audit, the surest of them, and others that are likeliest the truth's own mistakes."""
+
+    audit: Audit
+    surest: Sequence[WorstCase]
+    suspicious: Sequence[WorstCase]
+
+
 def write_report(
     run_url: str,
     images_url: str | None = None,
@@ -46,8 +70,8 @@ def write_report(
     """Write report.html, and sheet.png if there are pictures, into the run's folder and return their full paths.
 
     Without images_url, or when none of its pictures can be opened, the page has no pictures and says so. With a
-    truth_url and no evaluation the run is evaluated here. The same run gives the same bytes.
-    Raises InputError when the run's or the truth's files cannot be read.
+    truth_url and no evaluation the run is evaluated here; with one the run is audited, too. The same run gives the same bytes.
+    Raises InputError when the run's or the truth's files cannot be read, RunError for a damaged run directory.
     """
     store = Store.open(run_url)
     if evaluation is None and truth_url is not None:
@@ -60,7 +84,10 @@ def write_report(
         except InputError as error:
             no_pictures_because = str(error)
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
-    page = render_page(name, summarise_run(run_url), evaluation, pictures, truth_url is not None, no_pictures_because)
+    worst = None if truth_url is None else _worst_cases(run_url, truth_url, images_url if pictures else None)
+    page = render_page(
+        name, summarise_run(run_url), evaluation, pictures, truth_url is not None, no_pictures_because, worst
+    )
     written = [REPORT]
     if pictures:
         store.put(SHEET, sheet_to_png(pictures, run_legend(is_judged=truth_url is not None)))
@@ -76,6 +103,7 @@ def render_page(
     pictures: Sequence[Picture],
     is_judged: bool,
     no_pictures_because: str,
+    worst: WorstCases | None = None,
 ) -> str:
     """Return the page. Everything that comes from the model or a file is escaped."""
     environment = jinja2.Environment(
@@ -83,6 +111,7 @@ def render_page(
     )
     environment.filters["percent"] = percent
     environment.filters["bounds"] = bounds
+    scores = None if evaluation is None else evaluation.scores
     template = environment.from_string(files("rlabel.report").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         run_name=run_name,
@@ -93,7 +122,75 @@ def render_page(
         pictures=[_shown(picture) for picture in pictures],
         is_judged=is_judged,
         no_pictures_because=no_pictures_because,
+        unmatched=_unmatched(summary, evaluation),
+        scores=scores,
+        charts=[] if scores is None else _charts(scores),
+        risks=[] if scores is None else _risks(scores),
+        categories=_worst_categories(evaluation.per_category) if evaluation else [],
+        worst=worst,
+        surest=[(case.suspect, _shown_case(case), case.no_picture_because) for case in worst.surest] if worst else [],
+        suspicious=[(case.suspect, _shown_case(case), case.no_picture_because) for case in worst.suspicious]
+        if worst
+        else [],
     )
+
+
+def _unmatched(summary: RunSummary, evaluation: Evaluation | None) -> list[tuple[str, str, str, int]]:
+    """Return (answer, nearest name, what such regions mostly are, how many); the third is known with a truth only, and then of its regions only."""
+    if evaluation is None:
+        return [(row.name, row.detail, "", row.num_regions) for row in summary.unmatched_texts]
+    return [(row.text, row.nearest_name or "", row.true_name, row.num_regions) for row in evaluation.unmatched_texts]
+
+
+def _worst_cases(run_url: str, truth_url: str, images_url: str | None) -> WorstCases:
+    audit = audit_run(run_url, truth_url)
+    surest = surest_wrong(audit)
+    shown = {(suspect.image_id, suspect.region_id) for suspect in surest}
+    others = tuple(islice((s for s in audit.suspects if (s.image_id, s.region_id) not in shown), NUM_DRAWN))
+    return WorstCases(
+        audit=audit,
+        surest=draw_cases(surest, run_url, truth_url, images_url),
+        suspicious=draw_cases(others, run_url, truth_url, images_url),
+    )
+
+
+def _charts(scores: ScoreWorth) -> list[_Chart]:
+    worth = scores.reliability
+    drawn = (
+        (
+            reliability_svg,
+            f"Reliability diagram: in {len(worth.bins)} bins of scores, the share of labels that is right against their mean score. "
+            f"Expected calibration error {worth.ece:.3f}.",
+        ),
+        (
+            risk_svg,
+            f"Risk-coverage curve: the wrong share of the surest labels. Area {worth.aurc:.3f}; all labels: {percent(1 - worth.accuracy)} wrong.",
+        ),
+    )
+    return [
+        _Chart(
+            light=_data_url("image/svg+xml", draw(scores, LIGHT)),
+            dark=_data_url("image/svg+xml", draw(scores, DARK)),
+            description=description,
+        )
+        for draw, description in drawn
+    ]
+
+
+def _risks(scores: ScoreWorth) -> list[RiskPoint]:
+    """Return about ten points of the curve, the last of all labels."""
+    step = max(1, len(scores.curve) // _NUM_RISKS)
+    return list(scores.curve[::-1][::step][::-1])
+
+
+def _worst_categories(rows: Sequence[CategoryRow]) -> list[CategoryRow]:
+    """Return the rows of the page, the least often right first."""
+    ordered = sorted(rows, key=lambda row: (1.0 if row.top1 is None else row.top1, -row.num_regions, row.name))
+    return ordered[:_MAX_CATEGORIES]
+
+
+def _shown_case(case: WorstCase) -> _Shown | None:
+    return None if case.picture is None else _shown(case.picture)
 
 
 def _shown(picture: Picture) -> _Shown:
@@ -105,5 +202,9 @@ def _shown(picture: Picture) -> _Shown:
         description=picture.description,
         width_px=picture.image.width,
         height_px=picture.image.height,
-        source="data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
+        source=_data_url("image/jpeg", stream.getvalue()),
     )
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -9,20 +9,33 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlabel.evaluation.calibrating import Calibration, Group
-from rlabel.evaluation.reliability import Held, Reliability, risk_coverage
+from rlabel.evaluation.reliability import Held, Reliability, least_labels, risk_coverage
 from rlabel.evaluation.text import percent, table
+from rlabel.report.charts import draw_diagram, draw_risk
 
 _PANEL_INCHES = (5.2, 4.6)
+_NUM_GROUPS = 40  # supercategories that a person reads
 
 
-def calibration_to_text(calibration: Calibration, *, per_group: bool = False) -> str:
+def calibration_to_text(calibration: Calibration) -> str:
     """Return the numbers of a calibration in blocks: what was tried, what it is worth in-sample and held-out, thresholds, groups."""
     parts = [_head(calibration), _tried(calibration), _worth(calibration), _thresholds(calibration)]
     apart = [group for group in (calibration.seen, calibration.unseen) if group is not None]
     if apart:
-        parts.append(_groups("held-out, by picture", apart, calibration))
-    if per_group:
-        parts.append(_groups("held-out, labeled as", calibration.groups, calibration))
+        parts += [
+            _groups("held-out, by picture", apart, calibration),
+            _own_thresholds("by picture", apart, calibration),
+        ]
+        parts += _warning(calibration)
+    if len(calibration.groups) > 1:
+        parts += [
+            _groups("held-out, labeled as", calibration.groups[:_NUM_GROUPS], calibration),
+            _own_thresholds("labeled as", calibration.groups[:_NUM_GROUPS], calibration),
+        ]
+        if len(calibration.groups) > _NUM_GROUPS:
+            parts.append(
+                f"and {len(calibration.groups) - _NUM_GROUPS} more supercategories; all of them with --json.\n"
+            )
     return "\n".join(parts)
 
 
@@ -37,7 +50,11 @@ def _head(calibration: Calibration) -> str:
 def _fitted_on(calibration: Calibration) -> str:
     about = calibration.calibrator.fitted_on
     part = "all images" if about["part"] is None else f"part {about['part']} of the images"
-    return f"{part}{', unseen pictures only' if about['unseen_only'] else ''} ({about['num_labels']} labels)"
+    return f"{part}{', unseen pictures only' if about['unseen_only'] else ''}{_kept_together(calibration)} ({about['num_labels']} labels)"
+
+
+def _kept_together(calibration: Calibration) -> str:
+    return "; images are counted by source" if calibration.calibrator.fitted_on.get("group_by") == "source" else ""
 
 
 def _tried(calibration: Calibration) -> str:
@@ -129,6 +146,43 @@ def _groups(title: str, groups: Sequence[Group], calibration: Calibration) -> st
     return table((title, "labels", "right", "mean score", "ECE", "Brier", goal, "right of it"), rows)
 
 
+def _own_thresholds(title: str, groups: Sequence[Group], calibration: Calibration) -> str:
+    """Return the threshold of each group, read off its own held-out labels, or why it has none."""
+    least = least_labels(calibration.precision, calibration.confidence)
+    rows: list[tuple[str, ...]] = []
+    for group in groups:
+        own = group.threshold
+        if own.score is None:
+            why = "none promises it" if group.is_enough else f"too few (of {least})"
+            rows.append((group.name, str(group.num_labels), why, "-", "-"))
+        else:
+            right = f"{percent(own.num_right / own.num_labels)} of {own.num_labels}"
+            rows.append((group.name, str(group.num_labels), f"{own.score:.4f}", percent(own.coverage), right))
+    sure = f"{100 * calibration.confidence:.0f} % sure" if calibration.confidence else "as seen"
+    header = (
+        f"own threshold for {percent(calibration.precision)}, {title}",
+        "labels",
+        f"from ({sure})",
+        "coverage",
+        "right of it",
+    )
+    return table(header, rows)
+
+
+def _warning(calibration: Calibration) -> list[str]:
+    """Say so where the threshold of all pictures promises too much for new ones."""
+    unseen = calibration.unseen
+    if unseen is None or calibration.seen is None or unseen.held.precision is None:
+        return []
+    if unseen.held.precision >= calibration.precision:
+        return []
+    words = (
+        f"Of labels on unseen pictures that a threshold of all pictures lets through, {percent(unseen.held.precision)} are right, not "
+        f"{percent(calibration.precision)}: for pictures that training did not show, fit with --unseen-only."
+    )
+    return [textwrap.fill(words, 98) + "\n"]
+
+
 def _held_cells(held: Held) -> tuple[str, str]:
     return percent(held.coverage), f"{percent(held.precision)} of {held.num_labels}"
 
@@ -154,13 +208,11 @@ def draw_calibration(calibration: Calibration) -> bytes:
     )
     for worth, score_N, color, marker, name in shown:
         label = f"{name}: ECE {worth.ece:.3f} (chance {worth.ece_by_chance:.3f}), Brier {worth.brier:.3f}"
-        means, accuracies = [one.mean_score for one in worth.bins], [one.accuracy for one in worth.bins]
-        spread = [1.96 * (a * (1 - a) / one.num_labels) ** 0.5 for a, one in zip(accuracies, worth.bins, strict=True)]
-        diagram.errorbar(means, accuracies, yerr=spread, color=color, marker=marker, capsize=2, alpha=0.9, label=label)
+        draw_diagram(diagram, worth.bins, color, marker, label)
         counts.hist(score_N, bins=15, range=(0, 1), color=color, alpha=0.5)
         risk_N = risk_coverage(score_N, calibration.is_right_N)
         share_N = np.arange(1, len(risk_N) + 1) / calibration.held_out.num_labels
-        curve.plot(share_N, 100 * risk_N, color=color, label=f"{name}: area {worth.aurc:.3f}")
+        draw_risk(curve, share_N.tolist(), risk_N.tolist(), color, f"{name}: area {worth.aurc:.3f}")
     perfect_N = risk_coverage(calibration.is_right_N.astype(np.float64), calibration.is_right_N)
     curve.plot(share_N, 100 * perfect_N, color="tab:grey", linestyle=":", label="perfect order")
     curve.axhline(100 * (1 - calibration.precision), color="tab:red", linewidth=0.8, label="wanted")

@@ -27,6 +27,11 @@ def canonical_bytes(value: JsonValue) -> bytes:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
+def canonical_text(value: JsonValue) -> str:
+    """Return the same as text. A lone surrogate stays in it, so that it may have no UTF-8. Raises ValueError as `canonical_bytes`."""
+    return _ENCODER.encode(value)
+
+
 def canonical_sha256(value: JsonValue) -> str:
     """Return the hex SHA-256 of a value's canonical bytes."""
     return hashlib.sha256(canonical_bytes(value)).hexdigest()

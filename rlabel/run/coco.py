@@ -9,6 +9,7 @@ import re
 
 from rlabel.records import (
     Abstention,
+    BoxXywh,
     Caption,
     Evidence,
     Failure,
@@ -31,7 +32,7 @@ _OWN_KEYS = frozenset(
     {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "score", "attributes"}
 )
 _NOT_TAKEN_OVER = frozenset({"caption", "label", "confidence", "mask", "bounding_box", "tags"})
-_DROPPED = _OWN_KEYS | _NOT_TAKEN_OVER
+DROPPED_KEYS = _OWN_KEYS | _NOT_TAKEN_OVER
 
 
 def label_to_annotation(label: Label, annotation_id: int, run_id: str) -> JsonObject:
@@ -100,6 +101,12 @@ def referral_to_row(referral: Referral, row_id: int, run_id: str) -> JsonObject:
             **({} if referral.text is None else {"text": referral.text}),
         },
     }
+
+
+def corners(box_xywh: BoxXywh) -> JsonValue:
+    """Return a box as one polygon, as pycocotools' loadRes draws it."""
+    x, y, width, height = box_xywh
+    return [[x, y, x, y + height, x + width, y + height, x + width, y]]
 
 
 def label_to_result(label: Label, geometry: str, value: JsonValue) -> JsonObject:
@@ -192,13 +199,13 @@ def _annotation(outcome: Label | Caption, annotation_id: int, own_attributes: Js
     if not segmentation:
         # A region given as a box only. Without `segmentation` COCOeval (segm) and torchvision raise KeyError, and [] is
         # an error to pycocotools; the box's corners are what pycocotools' own loadRes puts there for a box.
-        segmentation = _corners(outcome.box_xywh)
+        segmentation = corners(outcome.box_xywh)
         more["segmentation_from"] = "box"
     if region.is_crowd:
         more["was_crowd"] = True
     input_attributes = object_of(json_safe(region.extra.get("attributes")))
     return {
-        **{key: json_safe(value) for key, value in region.extra.items() if key not in _DROPPED},
+        **{key: json_safe(value) for key, value in region.extra.items() if key not in DROPPED_KEYS},
         "id": annotation_id,
         "image_id": outcome.image_id,
         "bbox": list(outcome.box_xywh),
@@ -206,7 +213,7 @@ def _annotation(outcome: Label | Caption, annotation_id: int, own_attributes: Js
         "iscrowd": 0,
         "segmentation": segmentation,
         "attributes": {
-            **{key: value for key, value in input_attributes.items() if key not in _DROPPED},
+            **{key: value for key, value in input_attributes.items() if key not in DROPPED_KEYS},
             **own_attributes,
             **more,
         },
@@ -245,8 +252,3 @@ def _region_fields(outcome: Abstention | Failure, file_name: JsonValue) -> JsonO
         "image_id": json_safe(outcome.image_id),
         "file_name": file_name,
     }
-
-
-def _corners(box_xywh: tuple[float, float, float, float]) -> JsonValue:
-    x, y, width, height = box_xywh
-    return [[x, y, x, y + height, x + width, y + height, x + width, y]]

@@ -12,22 +12,25 @@ written whole by put-if-absent, the first one stays, and all write the same. Kno
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from rlabel.errors import RunError, UsageError
-from rlabel.records import JsonObject, ShardResult
+from rlabel.records import ShardResult
 from rlabel.run.manifest import Manifest, differing_fields, manifest_from_bytes, manifest_to_bytes
 from rlabel.run.records_io import (
+    IMAGE_LINE,
     DamagedShard,
     Footer,
     check_footer,
     checked_body,
     close_body,
     footer_from_tail,
-    image_rows,
+    image_lines_end,
     result_from_bytes,
     result_to_bytes,
 )
@@ -40,6 +43,8 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 _SHARD_NAME = re.compile(r"([0-9]{6,})\.jsonl")
 _TAIL_BYTES = 16 * 1024
+# Shards read ahead of the one in use: reading waits for a disk or a network, and neither it nor hashing holds the interpreter.
+_READERS, _READ_AHEAD = 2, 4
 
 
 class RunDirectory:
@@ -125,23 +130,56 @@ class RunDirectory:
         try:
             return result_from_bytes(self._shard_bytes(index), index, self.fingerprint)
         except DamagedShard as damage:
-            raise self._damaged(index, damage) from damage
+            raise self.damaged(index, damage) from damage
 
     def results(self) -> Iterator[ShardResult]:
         """Yield every committed shard's result in shard order, one at a time in memory. Raises as `read`."""
         for index in sorted(self.committed()):
             yield self.read(index)
 
-    def read_image_rows(self, index: int) -> list[JsonObject]:
-        """Return a committed shard's image rows, verbatim and in order, every byte checked. Raises as `read`."""
-        return image_rows(self.read_body(index)[0])
+    def read_ends(self, index: int) -> tuple[bytes, Footer]:
+        """Return a committed shard's first lines, those of its images, and its footer, without reading or checking the rest.
+
+        What is in the lines is checked by nothing: `read_body` later tells whether they are as committed. Raises as `read`.
+        """
+        try:
+            with self.store.open_read(self.shard_path(index)) as stream:
+                footer = self._footer(stream, index)
+                stream.seek(0)
+                head, at = b"", 0
+                while more := stream.read(max(_TAIL_BYTES, len(head))):
+                    head += more
+                    at = image_lines_end(head, at)
+                    if not IMAGE_LINE.startswith(head[at : at + len(IMAGE_LINE)]):
+                        break
+        except MissingFile as error:
+            raise self._missing(index) from error
+        except DamagedShard as damage:
+            raise self.damaged(index, damage) from damage
+        return head[:at], footer
 
     def read_body(self, index: int) -> tuple[bytes, Footer]:
         """Return the lines of a committed shard without its footer, and the footer, every byte checked. Raises as `read`."""
         try:
             return checked_body(self._shard_bytes(index), index, self.fingerprint)
         except DamagedShard as damage:
-            raise self._damaged(index, damage) from damage
+            raise self.damaged(index, damage) from damage
+
+    def read_bodies(self, indexes: Iterable[int]) -> Iterator[tuple[int, tuple[bytes, Footer]]]:
+        """Yield each of these shards, in order, as `read_body` gives it, the next ones being read meanwhile. Raises as `read`."""
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+        waiting: deque[tuple[int, Future[tuple[bytes, Footer]]]] = deque()
+        try:
+            for index in indexes:
+                waiting.append((index, pool.submit(self.read_body, index)))
+                if len(waiting) > _READ_AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def commit_body(self, body: bytes, footer: Footer) -> bool:
         """Write a shard from its lines, as `commit` does; the footer's fingerprint, rows and hash are set here."""
@@ -153,21 +191,24 @@ class RunDirectory:
         path = self.shard_path(index)
         try:
             with self.store.open_read(path) as stream:
-                size = stream.seek(0, 2)
-                stream.seek(max(0, size - _TAIL_BYTES))
-                footer = footer_from_tail(stream.read())
-            check_footer(footer, index, self.fingerprint)
+                return self._footer(stream, index)
         except MissingFile as error:
             raise self._missing(index) from error
         except DamagedShard as damage:
-            raise self._damaged(index, damage) from damage
-        return footer
+            raise self.damaged(index, damage) from damage
 
     def merge(self, *, partial: bool = False, results_files: bool = False) -> MergeCounts:
         """Make labels.json, abstained.jsonl and failures.jsonl from the shards; see `rlabel.run.merge.merge_run`."""
         from rlabel.run.merge import merge_run
 
         return merge_run(self, partial=partial, results_files=results_files)
+
+    def _footer(self, stream: BinaryIO, index: int) -> Footer:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _TAIL_BYTES))
+        footer = footer_from_tail(stream.read())
+        check_footer(footer, index, self.fingerprint)
+        return footer
 
     def _shard_bytes(self, index: int) -> bytes:
         try:
@@ -181,7 +222,8 @@ class RunDirectory:
             "Run the same label command again: it makes only what is missing."
         )
 
-    def _damaged(self, index: int, damage: DamagedShard) -> RunError:
+    def damaged(self, index: int, damage: DamagedShard) -> RunError:
+        """Return the error that names a shard's file and says what is wrong with it."""
         return RunError(
             f"{self.store.join(self.shard_path(index))}: damaged: {damage}. "
             "Delete this file and run the same label command again: only this shard is made anew."

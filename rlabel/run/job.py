@@ -10,7 +10,7 @@ from pathlib import Path
 import rlabel
 from rlabel.config import EMBEDDED_MODEL, LabelSettings
 from rlabel.corpus.coco import Corpus, read_corpus
-from rlabel.corpus.sharding import plan_shards
+from rlabel.corpus.sharding import plan_contents, plan_shards
 from rlabel.errors import InputError, UsageError
 from rlabel.records import JsonObject, Shard
 from rlabel.run.directory import RunDirectory
@@ -20,6 +20,7 @@ from rlabel.run.questions import example_question, task_question
 from rlabel.storage import Store
 from rlabel.vocabulary.calibration import Calibrator, check_fits, load_calibrator, threshold_for
 from rlabel.vocabulary.thesaurus import thesaurus_digest
+from rlabel.vocabulary.tree import load_with_tree
 from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row, load_vocabulary
 
 
@@ -93,7 +94,7 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     load_processor(str(model)).prompt(example_question(settings))
     corpus = read_corpus(settings.regions)
     try:
-        plan = plan_summary(_shards(settings, corpus, queries))
+        plan = _plan(settings, corpus, queries)
         if isinstance(queries, NearestPairs) and not plan.num_regions:
             raise UsageError(
                 f"--task relate: {settings.regions}: expected an image with at least two regions, got none. "
@@ -182,7 +183,7 @@ def _vocabulary(settings: LabelSettings) -> Vocabulary | None:
     if settings.task != "classify":
         return None
     assert settings.vocabulary is not None  # checked with the settings
-    return load_vocabulary(settings.vocabulary, keep_zero_ids=settings.keep_zero_ids)
+    return load_with_tree(settings.vocabulary, settings.tree, keep_zero_ids=settings.keep_zero_ids)
 
 
 def _also(settings: LabelSettings) -> tuple[Vocabulary, ...]:
@@ -190,7 +191,7 @@ def _also(settings: LabelSettings) -> tuple[Vocabulary, ...]:
 
 
 def _thesaurus_sha256(settings: LabelSettings) -> str | None:
-    return None if settings.thesaurus is None else thesaurus_digest(settings.thesaurus)
+    return thesaurus_digest(settings.thesaurus) if settings.task == "classify" else None
 
 
 def _calibrator(settings: LabelSettings) -> tuple[Calibrator | None, float | None]:
@@ -212,6 +213,14 @@ def _queries(settings: LabelSettings) -> Queries | None:
     if settings.task == "relate":
         return NearestPairs(settings.max_pairs_per_image, include_crowds=settings.include_crowds)
     return None
+
+
+def _plan(settings: LabelSettings, corpus: Corpus, queries: Queries | None) -> PlanSummary:
+    if queries is not None:
+        return plan_summary(_shards(settings, corpus, queries))
+    return plan_summary(
+        plan_contents(corpus, settings.images_per_shard, settings.max_regions_per_shard, settings.limit)
+    )
 
 
 def _shards(settings: LabelSettings, corpus: Corpus, queries: Queries | None) -> Iterator[Shard]:

@@ -10,11 +10,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from rlabel.errors import RunError
 from rlabel.records import JsonObject, JsonValue, Shard
 from rlabel.run.canonical import canonical_bytes, canonical_sha256, json_safe
 from rlabel.schema_files import validate
+
+if TYPE_CHECKING:
+    from rlabel.corpus.sharding import PlannedShard
 
 FORMAT_VERSION = 1
 # What a run of each task has one outcome for each of.
@@ -88,14 +92,14 @@ class Manifest:
         return canonical_sha256(_to_json(self))
 
 
-def plan_summary(shards: Iterable[Shard]) -> PlanSummary:
+def plan_summary(shards: Iterable[Shard | PlannedShard]) -> PlanSummary:
     """Return the summary of a plan, from its shards in order, one at a time in memory."""
     digest = hashlib.sha256()
     num_shards = num_images = num_regions = 0
     for shard in shards:
         digest.update(shard.content_sha256.encode("ascii") + b"\n")
         num_shards += 1
-        num_images += len(shard.images)
+        num_images += shard.num_images
         num_regions += shard.num_regions
     return PlanSummary(num_shards=num_shards, num_images=num_images, num_regions=num_regions, sha256=digest.hexdigest())
 

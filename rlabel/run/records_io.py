@@ -32,6 +32,9 @@ from rlabel.records import (
 from rlabel.run.canonical import canonical_bytes, json_safe
 from rlabel.run.query_io import query_outcome_from_json, query_outcome_to_json
 
+# How the line of an image begins; these come first.
+IMAGE_LINE = b'{"kind":"image",'
+
 
 class DamagedShard(ValueError):
     """A shard file is not what was committed. The message says what is wrong; RunDirectory names the file."""
@@ -134,7 +137,7 @@ def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
     return result
 
 
-def line_to_outcome(line: bytes) -> Outcome:
+def line_to_outcome(line: bytes | str) -> Outcome:
     """Return the outcome of one line of a checked body. Raises ValueError, KeyError or TypeError for any other line."""
     return _outcome_from_json(json.loads(line))
 
@@ -162,18 +165,11 @@ def close_body(body: bytes, footer: Footer) -> bytes:
     return body + canonical_bytes({"kind": "footer", **asdict(closed)}) + b"\n"
 
 
-def image_rows(body: bytes) -> list[JsonObject]:
-    """Return the image rows of a checked body; they come first, so the outcomes are not parsed."""
-    rows: list[JsonObject] = []
-    start = 0
-    while start < len(body):
-        end = body.index(b"\n", start)
-        record = json.loads(body[start:end])
-        if record["kind"] != "image":
-            break
-        rows.append(record["row"])
+def image_lines_end(body: bytes, start: int = 0) -> int:
+    """Return where the lines of images, which come first, end, from the start of one of them on. A last line without its end is none."""
+    while body.startswith(IMAGE_LINE, start) and (end := body.find(b"\n", start)) >= 0:
         start = end + 1
-    return rows
+    return start
 
 
 def checked_body(data: bytes, index: int, fingerprint: str) -> tuple[bytes, Footer]:

@@ -3,8 +3,8 @@
 Every shard of the old run gives one of the new run, under a manifest that says from which run it is, with which vocabulary
 and thresholds. So the new run is resumed, merged, counted and evaluated like any other. The old run is only read.
 Texts are snapped once each, many together; a text's category does not depend on the others (`vocabulary.snapping`), so the
-bytes are the same however often the work was stopped. What the model found of the old vocabulary's names (candidates,
-calibrated scores, a least score) says nothing of the new one and is left out.
+bytes are the same however often the work was stopped. Of what the model found of the old vocabulary's names, that stays which the
+new one has too (`carried`); scores are calibrated where a calibrator fits the new run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import rlabel
 from rlabel.config import Fallback
 from rlabel.errors import RunError, UsageError
 from rlabel.records import JsonObject
+from rlabel.run.carried import NOTHING_CARRIED, Carried, carried_over
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import Manifest
 from rlabel.run.records_io import Footer
 from rlabel.run.snap_lines import NewSnap, snap_body, texts_of
 from rlabel.storage import Store
+from rlabel.vocabulary.calibration import Calibrator, check_fits
 from rlabel.vocabulary.snapping import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Snapper
 from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row
 
@@ -40,7 +42,10 @@ _NOT_TAKEN_OVER = ("calibrator_sha256", "min_score", "also_vocabularies_sha256")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapJob:
-    """What a run is snapped to. where: the folder or URL of the new run. embedder: what the manifest calls it."""
+    """What a run is snapped to. where: the folder or URL of the new run. embedder: what the manifest calls it.
+
+    calibrator, min_score: of the new labels' scores, as of a labeling run.
+    """
 
     vocabulary: Vocabulary
     where: str
@@ -49,6 +54,8 @@ class SnapJob:
     embedder: str
     fallback: Fallback = "abstain"
     thesaurus_sha256: str | None = None
+    calibrator: Calibrator | None = None
+    min_score: float | None = None
 
 
 def open_source(url: str, *, partial: bool = False) -> RunDirectory:
@@ -104,6 +111,8 @@ def snapped_manifest(source: Manifest, source_fingerprint: str, job: SnapJob) ->
             "vocabulary_sha256": job.vocabulary.sha256,
             "snapped_from": source_fingerprint,
             "snapped_task": source.task,
+            **({} if job.calibrator is None else {"calibrator_sha256": job.calibrator.sha256}),
+            **({} if job.min_score is None else {"min_score": job.min_score}),
         },
         categories=tuple(category_to_row(category) for category in job.vocabulary.categories),
     )
@@ -115,8 +124,39 @@ def open_snapped(source: RunDirectory, job: SnapJob) -> RunDirectory:
     return RunDirectory.create_or_resume(Store.open(job.where), manifest)
 
 
-def snap_run(source: RunDirectory, run: RunDirectory, snapper: Snapper, beat: Callable[[], None]) -> None:
-    """Snap and commit every shard of the old run that the new one lacks. beat: called after each shard.
+def scores_of(source: RunDirectory, job: SnapJob, where: str = "--calibrator") -> list[str]:
+    """Return what a user should know of the scores of the new labels, a sentence each.
+
+    where: the calibrator's file, for messages. Raises InputError where the calibrator was fitted on a run of another kind.
+    """
+    if job.calibrator is not None:
+        manifest = snapped_manifest(source.manifest, source.fingerprint, job)
+        return check_fits(job.calibrator, manifest.settings, manifest.categories, where)
+    digest = source.manifest.settings.get("calibrator_sha256")
+    if digest is None:
+        return []
+    is_same = source.manifest.settings.get("vocabulary_sha256") == job.vocabulary.sha256
+    remedy = (
+        f"Pass that calibrator ({str(digest)[:12]}) with --calibrator to have them calibrated again."
+        if is_same
+        else "Its calibrator was fitted for another vocabulary; `rlabel calibrate` on this run fits one."
+    )
+    return [f"the scores are not calibrated, as those of {source.store.url} are. {remedy}"]
+
+
+def carried_to(source: RunDirectory, job: SnapJob) -> Carried:
+    """Return what of the old run's answers, beside their texts, goes into the new one."""
+    return carried_over(source.manifest.categories, job.vocabulary, job.calibrator, job.min_score)
+
+
+def snap_run(
+    source: RunDirectory,
+    run: RunDirectory,
+    snapper: Snapper,
+    beat: Callable[[], None],
+    carried: Carried = NOTHING_CARRIED,
+) -> None:
+    """Snap and commit every shard of the old run that the new one lacks. beat: called after each shard. carried: see `carried_to`.
 
     Raises RunError naming the file when a shard of the old run is damaged; StorageError when one cannot be written. What
     is committed stays.
@@ -124,7 +164,7 @@ def snap_run(source: RunDirectory, run: RunDirectory, snapper: Snapper, beat: Ca
     missing = sorted(source.committed() - run.committed())
     for indexes, texts in _groups(source, missing):
         new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
-        for _ in _written(run, (_snapped_shard(source, index, new_snaps) for index in indexes)):
+        for _ in _written(run, _snapped_shards(source, indexes, new_snaps, carried)):
             beat()
 
 
@@ -132,8 +172,7 @@ def _groups(source: RunDirectory, indexes: Sequence[int]) -> Iterator[tuple[list
     """Yield shards, in order, with their distinct texts: so many shards together that the texts stay few enough to be held."""
     group: list[int] = []
     texts: dict[str, None] = {}
-    for index in indexes:
-        body, _ = source.read_body(index)
+    for index, (body, _) in source.read_bodies(indexes):
         try:
             texts.update(dict.fromkeys(texts_of(body)))
         except ValueError as error:
@@ -146,13 +185,15 @@ def _groups(source: RunDirectory, indexes: Sequence[int]) -> Iterator[tuple[list
         yield group, list(texts)
 
 
-def _snapped_shard(source: RunDirectory, index: int, new_snaps: dict[str, NewSnap]) -> tuple[bytes, Footer]:
-    body, footer = source.read_body(index)
-    try:
-        new_body, num_labels, num_abstentions = snap_body(body, new_snaps)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(source, index, error) from error
-    return new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)
+def _snapped_shards(
+    source: RunDirectory, indexes: Sequence[int], new_snaps: dict[str, NewSnap], carried: Carried
+) -> Iterator[tuple[bytes, Footer]]:
+    for index, (body, footer) in source.read_bodies(indexes):
+        try:
+            new_body, num_labels, num_abstentions = snap_body(body, new_snaps, carried)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unreadable(source, index, error) from error
+        yield new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)
 
 
 def _unreadable(source: RunDirectory, index: int, error: Exception) -> RunError:

@@ -19,9 +19,11 @@ from pycocotools import mask as coco_mask
 
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, mask_to_rle, rasterise
-from rlabel.records import Abstention, Caption, JsonObject, JsonValue, Label, Outcome, Snap
+from rlabel.records import Abstention, Caption, Evidence, JsonObject, JsonValue, Label, Outcome, Snap
 from rlabel.run.canonical import canonical_bytes
+from rlabel.run.carried import NOTHING_CARRIED, Carried
 from rlabel.run.records_io import line_to_outcome, outcome_to_line, snap_to_json
+from rlabel.vocabulary.likelihood import likelihood_score
 from rlabel.vocabulary.scores import label_score
 
 LineKind: TypeAlias = Literal["image", "label", "abstention", "failure"]
@@ -34,7 +36,7 @@ _TEXT, _TEXT_SCORE, _LAST_TEXT = b'},"text":"', b',"text_score":', b',"text":"'
 _HEAD = re.compile(
     rb'(\{"area":' + _NUMBER + rb',"bbox":\[[0-9.eE+,-]*\])'
     rb'(?:,"category_id":[0-9]+)?'
-    rb'(,"evidence":\{"agreement":(?:null|' + _NUMBER + rb'),"candidates":)(?:\[[][0-9.eE+,-]*\])'
+    rb'(,"evidence":\{"agreement":(?:null|' + _NUMBER + rb'),"candidates":)(\[[][0-9.eE+,-]*\])'
     rb'(,"mean_logprob":' + _NUMBER + rb',"min_logprob":' + _NUMBER + rb',"num_tokens":[0-9]+\},'
     rb'"image_id":(?:-?[0-9]+|"[^"\\]*")),"kind":"(label|abstention)"'
     rb'(?:,"raw_score":(?:null|' + _NUMBER + rb'))?(?=,"region":\{)'
@@ -60,11 +62,13 @@ def texts_of(body: bytes) -> Iterator[str]:
             yield _text(line)
 
 
-def snap_body(body: bytes, new_snaps: Mapping[str, NewSnap]) -> tuple[bytes, int, int]:
+def snap_body(
+    body: bytes, new_snaps: Mapping[str, NewSnap], carried: Carried = NOTHING_CARRIED
+) -> tuple[bytes, int, int]:
     """Return the lines of a checked shard body with their texts snapped anew, the number of labels, that of abstentions.
 
-    new_snaps: of every text that `texts_of` gives. Candidates whose likelihood was worked out are left out: they are of
-    the old vocabulary. Raises ValueError, KeyError or TypeError for lines that rlabel did not write.
+    new_snaps: of every text that `texts_of` gives. carried: what of the candidates and the scores stays.
+    Raises ValueError, KeyError or TypeError for lines that rlabel did not write.
     """
     lines: list[bytes] = []
     num_labels = num_abstentions = 0
@@ -75,19 +79,23 @@ def snap_body(body: bytes, new_snaps: Mapping[str, NewSnap]) -> tuple[bytes, int
             lines.append(line)
             continue
         new = new_snaps[_text(line)]
-        edited = _edited(line, new)
+        edited, is_label = _edited(line, new, carried), new.snap.category_id is not None
         if edited is None:
             sizes = _sizes(old_lines) if sizes is None else sizes
-            edited = outcome_to_line(snapped(line_to_outcome(line), new.snap, sizes))
+            outcome = snapped(line_to_outcome(line), new.snap, sizes, carried)
+            edited, is_label = outcome_to_line(outcome), isinstance(outcome, Label)
         lines.append(edited)
-        if new.snap.category_id is None:
-            num_abstentions += 1
-        else:
-            num_labels += 1
+        num_labels += is_label
+        num_abstentions += not is_label
     return b"".join(line + b"\n" for line in lines), num_labels, num_abstentions
 
 
-def snapped(outcome: Outcome, snap: Snap, sizes: Mapping[bytes, tuple[JsonValue, JsonValue]]) -> Outcome:
+def snapped(
+    outcome: Outcome,
+    snap: Snap,
+    sizes: Mapping[bytes, tuple[JsonValue, JsonValue]],
+    carried: Carried = NOTHING_CARRIED,
+) -> Outcome:
     """Return a label, abstention or caption with another snap, and what follows from it; others as they are.
 
     sizes: (height, width) of the pictures, as their rows state them, by the canonical JSON of their ids.
@@ -96,8 +104,10 @@ def snapped(outcome: Outcome, snap: Snap, sizes: Mapping[bytes, tuple[JsonValue,
         return outcome
     probability = outcome.score if isinstance(outcome, Caption) else outcome.text_score
     values = {name: getattr(outcome, name) for name in _FIELDS[Abstention] if hasattr(outcome, name)}
-    abstention = Abstention(**{**values, "text_score": probability, "snap": snap})
-    abstention = replace(abstention, evidence=replace(abstention.evidence, candidates=()))
+    evidence = Evidence() if isinstance(outcome, Caption) else outcome.evidence
+    snap, candidates = carried.choose(snap, evidence.candidates)
+    evidence = replace(evidence, candidates=candidates)
+    abstention = Abstention(**{**values, "text_score": probability, "snap": snap, "evidence": evidence})
     if snap.category_id is None:
         return abstention
     segmentation = (
@@ -105,12 +115,13 @@ def snapped(outcome: Outcome, snap: Snap, sizes: Mapping[bytes, tuple[JsonValue,
         if isinstance(outcome, Abstention)
         else outcome.segmentation
     )
-    return Label(
+    label = Label(
         **{name: getattr(abstention, name) for name in _FIELDS[Abstention]},
         category_id=snap.category_id,
-        score=label_score(probability, snap),
+        score=likelihood_score(candidates, snap.category_id) if candidates else label_score(probability, snap),
         segmentation=segmentation,
     )
+    return carried.finished(label)
 
 
 _FIELDS = {Abstention: tuple(one.name for one in fields(Abstention))}
@@ -129,12 +140,14 @@ def _text(line: bytes) -> str:
     return raw.decode("utf-8")
 
 
-def _edited(line: bytes, new: NewSnap) -> bytes | None:
+def _edited(line: bytes, new: NewSnap, carried: Carried) -> bytes | None:
     """Return the line with another snap, None where that takes more than to edit it."""
-    head = _HEAD.match(line)
+    head = None if carried.changes_scores else _HEAD.match(line)
     if head is None or b"\\ud" in line:  # a lone surrogate keeps the whole line in ASCII (`canonical_bytes`)
         return None
-    before, evidence, after, kind = head.groups()
+    before, evidence, candidates, after, kind = head.groups()
+    if candidates != b"[]" and carried.names:
+        return None
     snap_start = line.rindex(_SNAP)
     text_start = line.index(_TEXT, snap_start) + 1
     answered = b',"snap":' + new.json + line[text_start:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from rlabel.config import LabelSettings
 from rlabel.labeling.askers import Asker, LikelihoodChooser, NumberChooser, PairAsker
@@ -15,18 +16,20 @@ from rlabel.labeling.hybrid import HybridDescriber
 from rlabel.labeling.labeler import Labeler
 from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
 from rlabel.labeling.queries import QueryLabeler
-from rlabel.memory import return_freed_memory
+from rlabel.labeling.stages import ShardWork
+from rlabel.memory import MemoryKeeper, return_freed_memory, reuse_freed_memory
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import Shard, ShardResult
 from rlabel.run.directory import RunDirectory
 from rlabel.run.job import LabelJob
 from rlabel.run.questions import example_question, name_questions
 from rlabel.run.records_io import check_complete
+from rlabel.spans import Profile, recorded, span, start_recording
 from rlabel.storage import Store
 from rlabel.vocabulary.calibration import Calibrator
 from rlabel.vocabulary.likelihood import Choosing
 from rlabel.vocabulary.snapping import Snapper
-from rlabel.vocabulary.thesaurus import load_thesaurus
+from rlabel.vocabulary.thesaurus import NO_THESAURUS, WORDNET, load_thesaurus
 from rlabel.vocabulary.vocabulary import Vocabulary
 
 # Categories whose likelihood is worked out since the free text is near to them, beside those that the beam finds.
@@ -47,7 +50,10 @@ class WorkerSpec:
 
 
 class LabelWorker:
-    """Holds one loaded labeler and the run it labels for."""
+    """Holds one loaded labeler and the run it labels for. Its calls may come from several threads; the model answers one shard at a time."""
+
+    # One at the model, and one before it whose pictures are prepared, or behind it, whose answers are snapped and committed.
+    shards_at_once: ClassVar[int] = 2
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Load the model (quantized on load where asked) and the embedder.
@@ -61,15 +67,22 @@ class LabelWorker:
         from rlabel.regiongpt.quantization import Precision, load_model, quantized_layers
 
         settings = spec.settings
-        return_freed_memory()
         # Another number of threads sums in another order: it is a setting, so that every worker gives the same bytes.
         torch.set_num_threads(settings.cpus_per_actor)
         device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        self.memory: MemoryKeeper | None = None
+        if device.startswith("cuda"):
+            return_freed_memory()
+        else:
+            reuse_freed_memory(in_new_threads=True)
+            self.memory = MemoryKeeper()
         precision = Precision(
             quantization=settings.quantization,
             double_quantization=settings.double_quantization,
             dtype=settings.dtype,
             compute_dtype=settings.compute_dtype or settings.dtype,
+            attention=settings.attention,
+            compile=settings.compile,
         )
         logging.disable_progress_bar()  # bars would flood a job's log
         model = load_model(spec.model, precision, device)
@@ -82,26 +95,47 @@ class LabelWorker:
                 max_new_tokens=settings.answer_tokens,
                 views=settings.views,
                 names=_names_to_choose_from(spec),
+                search=settings.search,
+                prefix_sharing=settings.prefix_sharing,
+                max_batch_tokens=settings.max_batch_tokens,
             ),
         )
-        self.labeler = _labeler(spec, engine)
+        # On a GPU the CPUs have nothing else to do; without one they are the model's.
+        num_prepare = settings.cpus_per_actor if device.startswith("cuda") else 1
+        self.labeler = _labeler(spec, engine, num_prepare)
         self.images = Store.open(settings.images)
         self.run = spec.run
+        if settings.profile:
+            start_recording(torch.cuda.synchronize if device.startswith("cuda") else None)
 
     def describe(self) -> tuple[str, ...]:
         """Return the names of the quantized layers; also the call by which a pool learns that the model is loaded."""
         return tuple(self.quantized_layers)
 
+    def begin(self, shard: Shard) -> ShardWork[Any, Any]:
+        """Return a shard in work: its pictures are being prepared. The caller takes it through `answer` and `result`."""
+        if self.memory is not None:
+            self.memory.tidy()
+        return self.labeler.begin(shard, self.images)
+
     def label_only(self, shard: Shard) -> ShardResult:
         """Return a shard's result without committing it."""
-        result = self.labeler.label(shard, self.images)
+        with self.begin(shard) as work:
+            work.answer()
+            result = work.result()
         check_complete(shard, result)
         return result
 
     def label_and_commit(self, shard: Shard) -> int:
         """Label a shard and commit it; return its number of regions."""
-        self.run.commit(self.label_only(shard))
+        result = self.label_only(shard)
+        with span("commit"):
+            self.run.commit(result)
         return shard.num_regions
+
+    def profile(self) -> Profile | None:
+        """Return where this process's time went, if that is recorded."""
+        return recorded()
 
 
 def _names_to_choose_from(spec: WorkerSpec) -> tuple[str, ...]:
@@ -111,7 +145,7 @@ def _names_to_choose_from(spec: WorkerSpec) -> tuple[str, ...]:
     return Choosing(spec.vocabulary).names
 
 
-def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
+def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | QueryLabeler:
     """Return the labeler of the run's task."""
     from rlabel.vocabulary.embedding import MiniLmEmbedder
 
@@ -121,6 +155,7 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
             _asker(spec, engine),
             max_regions_per_batch=settings.max_regions_per_batch,
             include_crowds=settings.include_crowds,
+            num_prepare=num_prepare,
         )
     snapper = None
     if vocabulary is not None:
@@ -129,7 +164,7 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
             MiniLmEmbedder(settings.embedder),
             settings.threshold,
             settings.margin,
-            thesaurus=None if settings.thesaurus is None else load_thesaurus(settings.thesaurus),
+            thesaurus=load_thesaurus(settings.thesaurus),
             fallback=settings.fallback,
         )
     describer: Describer = RegionGPTDescriber(engine)
@@ -138,12 +173,13 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
         describer = MultiTurnDescriber(engine)
     elif settings.mode == "one_turn":
         describer = OneTurnDescriber(engine, spec.question)
-    elif settings.num_questions > 1:
+    elif settings.num_questions > 1 and settings.decoding != "hybrid":
         describer = EnsembleDescriber(engine, name_questions(settings))
     elif settings.decoding == "hybrid" and vocabulary is not None and snapper is not None:
         choosing = Choosing(vocabulary, by_sum=settings.rank_by == "total")
         near = _near_names(snapper, choosing)
-        describer = HybridDescriber(engine, choosing.names, settings.num_candidates, near, settings.rank_by)
+        questions = name_questions(settings) if settings.num_questions > 1 else ()
+        describer = HybridDescriber(engine, choosing.names, settings.num_candidates, near, settings.rank_by, questions)
     return Labeler(
         describer,
         snapper,
@@ -152,6 +188,7 @@ def _labeler(spec: WorkerSpec, engine: Engine) -> Labeler | QueryLabeler:
         choosing=choosing,
         calibrator=spec.calibrator,
         min_score=spec.min_score,
+        num_prepare=num_prepare,
     )
 
 
@@ -180,7 +217,9 @@ def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
 def worker_spec(job: LabelJob, run: RunDirectory) -> WorkerSpec:
     """Return what a worker needs of a planned job, its paths absolute: workers run in other folders than the command."""
     settings = job.settings
-    places = {name: _absolute(getattr(settings, name)) for name in ("embedder", "thesaurus")}
+    places = {"embedder": _absolute(settings.embedder)}
+    if settings.thesaurus not in (WORDNET, NO_THESAURUS):
+        places["thesaurus"] = _absolute(settings.thesaurus)
     return WorkerSpec(
         settings=settings.model_copy(update={"images": Store.open(settings.images).url, **places}),
         model=str(job.model),

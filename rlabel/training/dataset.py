@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from rlabel.corpus.images import PixelsHWC
 from rlabel.corpus.inputs import PreparedImage, prepare_image
 from rlabel.corpus.labeled import LabeledImage, LabeledRegion
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
+from rlabel.corpus.picture import LargePicture, PixelsHWC
 from rlabel.prompts.tasks import RegionFacts, RelationFact, draw_turns
 from rlabel.prompts.templates import Turn
 from rlabel.records import Region
@@ -108,27 +108,27 @@ class BatchDataset(Dataset[list[Sample]]):
         """Return one prepared image, or None where none of its regions can be used. again: how often it came before in the epoch."""
         image, part = self.corpus.images[index], self.corpus.part_of(index)
         random = np.random.default_rng((self.seed, epoch, index, again) if again else (self.seed, epoch, index))
-        prepared = prepare_image(self.store(part.images_url), image.record, self.limits)
-        if prepared.pixels_HWC is None or not prepared.regions:
+        images = self.processor.image_processor
+        prepared = prepare_image(self.store(part.images_url), image.record, self.limits, sight=images.sight)
+        if prepared.picture is None or not prepared.regions:
             return None
-        pixels_HWC, regions = prepared.pixels_HWC, _shown(prepared, image, part)
+        picture, regions = prepared.picture, _shown(prepared, image, part)
         if len(regions) > self.stage.max_regions_per_image:
             chosen = sorted(random.permutation(len(regions))[: self.stage.max_regions_per_image])
             regions = [regions[i] for i in chosen]
         if augment is not None and augment.paste and random.random() < augment.paste:
-            pixels_HWC, regions = self._with_pasted(index, pixels_HWC, regions, random)
+            picture, regions = self._with_pasted(index, picture, regions, random)
         own = [region.label for region in regions]
         names = tuple(region.name for region in regions)
         masks = [region.mask for region in regions]
         seed = int(random.integers(2**31))
-        images = self.processor.image_processor
         mirrored = False
         if augment is None:
-            inputs = images.prepare(pixels_HWC, masks)
+            inputs = images.prepare(picture, masks)
         else:
             masks = [other_mask(mask, augment, random) for mask in masks]
             views = [draw_view(augment, random) for _ in masks]
-            inputs = images.prepare(pixels_HWC, masks, views)
+            inputs = images.prepare(picture, masks, views)
             generator = torch.Generator().manual_seed(seed)
             if inputs.zoom_crops_Z4SS is not None:
                 inputs = replace(inputs, zoom_crops_Z4SS=change_pixels(inputs.zoom_crops_Z4SS, augment, generator))
@@ -162,20 +162,22 @@ class BatchDataset(Dataset[list[Sample]]):
         return replace(sample, conversations=conversations)
 
     def _with_pasted(
-        self, index: int, pixels_HWC: PixelsHWC, regions: list[_Shown], random: Generator
-    ) -> tuple[PixelsHWC, list[_Shown]]:
+        self, index: int, picture: PixelsHWC | LargePicture, regions: list[_Shown], random: Generator
+    ) -> tuple[PixelsHWC | LargePicture, list[_Shown]]:
         """Return the picture with up to _MOST_PASTED named regions of another one on it, and its regions as they are then: what is covered, and the new."""
         room = min(1 + int(random.integers(_MOST_PASTED)), self.stage.max_regions_per_image - len(regions))
         if len(self.corpus.images) < 2 or room < 1:
-            return pixels_HWC, regions
+            return picture, regions
         other = (index + 1 + int(random.integers(len(self.corpus.images) - 1))) % len(self.corpus.images)
         image, part = self.corpus.images[other], self.corpus.part_of(other)
         prepared = prepare_image(self.store(part.images_url), image.record, self.limits)
-        if prepared.pixels_HWC is None:
-            return pixels_HWC, regions
+        other_HWC = prepared.pixels_HWC
+        if other_HWC is None:
+            return picture, regions
         found = [one for one in _shown(prepared, image, part) if one.name and is_worth_cutting(one.mask)]
         found = [found[i] for i in random.permutation(len(found))[:room]]
-        cuts = [Cut(pixels_HWC=prepared.pixels_HWC, mask=one.mask) for one in found]
+        cuts = [Cut(pixels_HWC=other_HWC, mask=one.mask) for one in found]
+        pixels_HWC = picture.pixels_HWC if isinstance(picture, LargePicture) else picture
         pasted = paste(pixels_HWC, [one.mask for one in regions], cuts, random)
         left = [replace(one, mask=mask) for one, mask in zip(regions, pasted.masks, strict=True) if mask is not None]
         # Of a pasted region only the name is still true: its caption and expressions may speak of what was around it.

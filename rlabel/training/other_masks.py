@@ -13,8 +13,8 @@ from rlabel.corpus.masks import RegionMask
 from rlabel.training.recipe import Augment
 
 # By how much a mask grows or shrinks, as a share of its longer side; and what must be left of it.
-_REACH = (0.01, 0.2)
-_LEAST_LEFT = 0.3
+_REACH = (0.01, 0.3)
+_LEAST_LEFT = 0.1
 # How often a box is a little off, and by how much each of its sides (standard deviation, share of the side).
 _OFTEN_OFF, _OFF = 0.5, 0.05
 
@@ -26,14 +26,14 @@ def other_mask(region: RegionMask, augment: Augment, random: Generator) -> Regio
         return box_mask(region, random if random.random() < _OFTEN_OFF else None)
     if draw < augment.box + (1 - augment.box) * augment.edge:
         low, high = (math.log(share) for share in _REACH)
-        reach_px = round(math.exp(random.uniform(low, high)) * max(region.crop_HW.shape))
+        reach_px = round(math.exp(random.uniform(low, high)) * max(region.crop_shape))
         return moved_edge(region, reach_px if random.random() < 0.5 else -reach_px)
     return region
 
 
 def box_mask(region: RegionMask, random: Generator | None = None) -> RegionMask:
     """Return the region's box as a filled mask; with a generator, its sides are moved a little."""
-    height, width = region.crop_HW.shape
+    height, width = region.crop_shape
     left, top, right, bottom = region.left_px, region.top_px, region.left_px + width, region.top_px + height
     if random is not None:
         moves = random.normal(0.0, _OFF, 4) * (width, height, width, height)
@@ -41,7 +41,7 @@ def box_mask(region: RegionMask, random: Generator | None = None) -> RegionMask:
         top, bottom = _span(top + moves[1], bottom + moves[3], region.height_px)
     return replace(
         region,
-        crop_HW=np.ones((bottom - top, right - left), np.bool_),
+        inside=np.ones((bottom - top, right - left), np.bool_),
         left_px=left,
         top_px=top,
         box_xywh=(float(left), float(top), float(right - left), float(bottom - top)),
@@ -59,9 +59,9 @@ def _span(low: float, high: float, limit: int) -> tuple[int, int]:
 def moved_edge(region: RegionMask, reach_px: int) -> RegionMask:
     """Return the region grown by a square of reach_px to each side within the picture, or shrunk for a negative one.
 
-    Where less than a third would be left, it shrinks by less.
+    Where less than a tenth would be left, it shrinks by less.
     """
-    height, width = region.crop_HW.shape
+    height, width = region.crop_shape
     reach = abs(reach_px)
     # Nothing lies outside the picture, but a mask at its border does not shrink there: what it shows goes on behind it.
     around = [
@@ -83,7 +83,7 @@ def moved_edge(region: RegionMask, reach_px: int) -> RegionMask:
     left, top = left + region.left_px - around[1][0], top + region.top_px - around[0][0]
     return replace(
         region,
-        crop_HW=crop_HW,
+        inside=crop_HW,
         left_px=left,
         top_px=top,
         box_xywh=(float(left), float(top), float(crop_HW.shape[1]), float(crop_HW.shape[0])),
@@ -93,7 +93,7 @@ def moved_edge(region: RegionMask, reach_px: int) -> RegionMask:
 
 def _share(region: RegionMask, around: list[tuple[int, int]]) -> float:
     """Return how much of the padded crop the region fills."""
-    height, width = region.crop_HW.shape
+    height, width = region.crop_shape
     return float(region.crop_HW.sum()) / ((height + sum(around[0])) * (width + sum(around[1])))
 
 

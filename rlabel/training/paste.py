@@ -51,7 +51,7 @@ class Pasted:
 
 def is_worth_cutting(mask: RegionMask) -> bool:
     """Return whether a mask has an outline of its own, so that no background comes along, and is not tiny."""
-    return mask.source != "box" and min(mask.crop_HW.shape) >= _LEAST_SIDE_PX
+    return mask.source != "box" and min(mask.crop_shape) >= _LEAST_SIDE_PX
 
 
 def paste(pixels_HWC: PixelsHWC, masks: Sequence[RegionMask], cuts: Sequence[Cut], random: Generator) -> Pasted:
@@ -73,7 +73,7 @@ def paste(pixels_HWC: PixelsHWC, masks: Sequence[RegionMask], cuts: Sequence[Cut
 def _lay(pixels_HWC: PixelsHWC, cut: Cut, random: Generator) -> RegionMask | None:
     """Lay a cut onto the picture, in place; return its mask there, or None where it would have no pixel."""
     height_px, width_px = pixels_HWC.shape[:2]
-    height, width = cut.mask.crop_HW.shape
+    height, width = cut.mask.crop_shape
     scale = math.exp(random.uniform(math.log(_SCALES[0]), math.log(_SCALES[1])))
     share = scale * max(height, width) / max(cut.mask.height_px, cut.mask.width_px)
     longer_px = share * max(height_px, width_px)
@@ -83,7 +83,7 @@ def _lay(pixels_HWC: PixelsHWC, cut: Cut, random: Generator) -> RegionMask | Non
     height, width = max(1, round(height * factor)), max(1, round(width * factor))
     left, top = int(random.integers(width_px - width + 1)), int(random.integers(height_px - height + 1))
     window = np.s_[cut.mask.top_px :, cut.mask.left_px :]
-    rows, columns = cut.mask.crop_HW.shape
+    rows, columns = cut.mask.crop_shape
     colours = cut.pixels_HWC[window][:rows, :columns]
     alpha = cut.mask.crop_HW[..., None].astype(np.uint8) * 255
     # Pillow weighs colours by their opacity here, so that nothing of the background gets into the edges.
@@ -96,9 +96,9 @@ def _lay(pixels_HWC: PixelsHWC, cut: Cut, random: Generator) -> RegionMask | Non
 
 def _less(mask: RegionMask, cover: RegionMask) -> RegionMask | None:
     """Return a mask less what another covers; None where most of it is covered, itself where nothing is."""
-    height, width = mask.crop_HW.shape
+    height, width = mask.crop_shape
     top, left = cover.top_px - mask.top_px, cover.left_px - mask.left_px
-    rows, columns = cover.crop_HW.shape
+    rows, columns = cover.crop_shape
     y0, y1, x0, x1 = max(top, 0), min(top + rows, height), max(left, 0), min(left + columns, width)
     if y0 >= y1 or x0 >= x1:
         return mask
@@ -121,7 +121,7 @@ def _tight(inside_HW: MaskHW, left_px: int, top_px: int, like: RegionMask) -> Re
     left, top = left_px + int(columns[0]), top_px + int(rows[0])
     return replace(
         like,
-        crop_HW=crop_HW,
+        inside=crop_HW,
         left_px=left,
         top_px=top,
         box_xywh=(float(left), float(top), float(crop_HW.shape[1]), float(crop_HW.shape[0])),

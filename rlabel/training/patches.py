@@ -148,7 +148,8 @@ def look(
     said = time.monotonic()
     for index, image in enumerate(corpus.images):
         part = corpus.part_of(index)
-        prepared = prepare_image(stores[part.images_url], image.record, limits)
+        images = processor.image_processor
+        prepared = prepare_image(stores[part.images_url], image.record, limits, sight=images.sight)
         labels = {label.region.key: label for label in image.labels}
         own = [labels[region.region.key] for region in prepared.regions]
         scenes.append(
@@ -158,8 +159,8 @@ def look(
                 keys=tuple(label.region.key for label in own),
             )
         )
-        if known is None and prepared.pixels_HWC is not None:
-            pending.append((index, processor.image_processor.prepare(prepared.pixels_HWC, ()).pixels_3SS))
+        if known is None and prepared.picture is not None:
+            pending.append((index, images.prepare(prepared.picture, ()).pixels_3SS))
         if pending and (len(pending) == _TOWER_BATCH or index == len(corpus.images) - 1):
             maps_BCHW = _coarse(model, [pixels_3SS for _, pixels_3SS in pending])
             if writing is None:

@@ -27,6 +27,7 @@ _LEAST_LOGPROB = -20.0
 # Settings of a run that decide what its scores mean. With another one of these a calibrator is refused.
 _MUST_AGREE = (
     "model_sha256", "decoding", "num_candidates", "rank_by", "mode", "views", "num_questions", "question", "vocabulary_name",
+    "search",
 )  # fmt: skip
 # Settings that move scores a little, or only which labels there are. With another one a warning is given.
 _SHOULD_AGREE = ("quantization", "threshold", "margin", "embedder", "fallback")
@@ -241,9 +242,11 @@ def check_fits(calibrator: Calibrator, settings: JsonObject, categories: Sequenc
 def made_for(settings: JsonObject, categories: Sequence[JsonObject]) -> JsonObject:
     """Return what `check_fits` compares, from a run's manifest."""
     names = (*_MUST_AGREE, *_SHOULD_AGREE, "vocabulary", "vocabulary_sha256")
-    of_hybrid = () if settings.get("decoding") == "hybrid" else ("num_candidates", "rank_by")
+    silent = set() if settings.get("decoding") == "hybrid" else {"num_candidates", "rank_by"}
+    if settings.get("search") == "greedy":  # as all runs were before there was another search
+        silent.add("search")
     return {
-        **{name: None if name in of_hybrid else settings.get(name) for name in names},
+        **{name: None if name in silent else settings.get(name) for name in names},
         "num_categories": len(categories),
         "categories_sha256": categories_sha256(categories),
     }

@@ -19,6 +19,7 @@ from rlabel.vocabulary.lexicon import surface_forms
 from rlabel.vocabulary.phrases import DENIALS
 from rlabel.vocabulary.prototypes import query_text
 from rlabel.vocabulary.snapping import Snapper
+from rlabel.vocabulary.tree import add_tree
 from rlabel.vocabulary.vocabulary import (
     Category,
     Vocabulary,
@@ -54,11 +55,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What was found. problems: fatal ones first, then by kind, each in file order. embedded: whether embeddings were compared."""
+    """What was found.
+
+    num_parents: categories that have a parent. embedded: whether embeddings were compared. problems: fatal ones first, then by kind,
+    each in file order.
+    """
 
     url: str
     num_categories: int
     num_synonyms: int
+    num_parents: int
     embedded: bool
     problems: tuple[Problem, ...]
 
@@ -75,6 +81,7 @@ class Check:
             "usable": self.usable,
             "num_categories": self.num_categories,
             "num_synonyms": self.num_synonyms,
+            "num_parents": self.num_parents,
             "embedded": self.embedded,
             "counts": counts,
             "problems": [
@@ -90,12 +97,17 @@ class Check:
 
 
 def check_vocabulary(
-    url: str, *, keep_zero_ids: bool = False, embedder: TextEmbedder | None = None, near: float = 0.9
+    url: str,
+    *,
+    keep_zero_ids: bool = False,
+    embedder: TextEmbedder | None = None,
+    near: float = 0.9,
+    tree: str | None = None,
 ) -> Check:
     """Return all that is wrong with, or worth knowing of, a vocabulary file.
 
     embedder: compares the names of categories; None leaves that out. near: the least cosine of two names, in [-1, 1], that is
-    reported; the nearest 100 pairs are.
+    reported; the nearest 100 pairs are. tree: V3Det's category tree, that the vocabulary's parents are taken from.
 
     A file that cannot be read or parsed, or holds no category, has just that problem. Raises InputError where the embedder does.
     """
@@ -103,7 +115,7 @@ def check_vocabulary(
         _, rows = read_plain_rows(url)
     except InputError as error:
         unreadable = Problem(kind="file", fatal=True, message=str(error))
-        return Check(url=url, num_categories=0, num_synonyms=0, embedded=False, problems=(unreadable,))
+        return Check(url=url, num_categories=0, num_synonyms=0, num_parents=0, embedded=False, problems=(unreadable,))
     problems: list[Problem] = list(_wrong_rows(rows))
     wrong = {index for problem in problems for index in problem.category_indices}
     categories = {
@@ -113,6 +125,7 @@ def check_vocabulary(
     }
     problems += _wrong_ids(categories, keep_zero_ids)
     problems += _equal_names(categories)
+    num_parents = 0
     if not any(problem.fatal for problem in problems):
         # A guard against forgetting a rule here: what refuses is the loader.
         try:
@@ -120,7 +133,8 @@ def check_vocabulary(
         except InputError as error:
             problems.append(Problem(kind="file", fatal=True, message=str(error)))
         else:
-            problems += _wrong_parents(vocabulary)
+            own_problems, num_parents = _parents(vocabulary, tree)
+            problems += own_problems
     problems += _odd_names(categories)
     problems += _shared_synonyms(categories)
     problems += _unreached(categories)
@@ -130,6 +144,7 @@ def check_vocabulary(
         url=url,
         num_categories=len(rows),
         num_synonyms=sum(len(category.synonyms) for category in categories.values()),
+        num_parents=num_parents,
         embedded=embedder is not None,
         problems=tuple(sorted(problems, key=lambda problem: (not problem.fatal, problem.kind))),
     )
@@ -309,13 +324,19 @@ def _owner_counts(categories: Sequence[Category]) -> Counter[tuple[str, ...]]:
     )
 
 
-def _wrong_parents(vocabulary: Vocabulary) -> Iterator[Problem]:
+def _parents(vocabulary: Vocabulary, tree: str | None) -> tuple[list[Problem], int]:
+    """Return what is wrong with the parents, those of a tree where one is given, and how many categories have one."""
+    if tree is not None:
+        try:
+            vocabulary = add_tree(vocabulary, tree)
+        except InputError as error:
+            return [Problem(kind="tree", fatal=True, message=str(error))], 0
     try:
-        Hierarchy(vocabulary)
+        hierarchy = Hierarchy(vocabulary)
     except InputError as error:
-        yield Problem(
-            kind="parents", fatal=False, message=f"{str(error).removeprefix('vocabulary, ')} Until then no fallback."
-        )
+        message = f"{str(error).removeprefix('vocabulary, ')} Until then no fallback."
+        return [Problem(kind="parents", fatal=False, message=message)], 0
+    return [], sum(bool(hierarchy.ancestors(category.category_id)) for category in vocabulary.categories)
 
 
 def _near_names(categories: dict[int, Category], embedder: TextEmbedder, near: float) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -81,6 +82,8 @@ class MiniLmEmbedder:
             ) from error
         self._model.eval()
         self._threads = threads
+        # Fast tokenizers fail where two threads ask for truncation at once ("Already borrowed").
+        self._in_use = Lock()
         self._max_tokens = self._model.max_seq_length or 512
         self._dimensions = self._model.get_embedding_dimension() or 0
 
@@ -93,7 +96,7 @@ class MiniLmEmbedder:
         places = [place_of.setdefault(text[:MAX_EMBEDDED_CHARACTERS], len(place_of)) for text in texts]
         rows_UD = np.zeros((len(place_of), self._dimensions), dtype=np.float32)
         if place_of:
-            with _torch_threads(None if self._threads is None else 1):
+            with self._in_use, _torch_threads(None if self._threads is None else 1):
                 self._fill(rows_UD, list(place_of))
         return rows_UD if len(places) == len(place_of) else rows_UD[places]
 

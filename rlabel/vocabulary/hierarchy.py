@@ -16,6 +16,8 @@ from rlabel.vocabulary.words import fold
 
 # Categories that are looked at for a tie; where even the last of them ties, nothing is concluded.
 NUM_TIED = 16
+# WordNet's longest line has some twenty; a chain of all categories would make every look-up as long.
+MAX_LEVELS = 256
 _DECIMALS = 6
 
 
@@ -26,7 +28,7 @@ class Hierarchy:
         """Read the parents.
 
         where: what error messages call the vocabulary. Raises InputError where a `parent` is no category of it, where a name
-        fits several, and where a category is its own ancestor.
+        fits several, where a category is its own ancestor, and for lines of more than 256 levels.
         """
         self._name_of = {category.category_id: category.name for category in vocabulary.categories}
         self._parent_of: dict[int, int] = {}
@@ -37,7 +39,7 @@ class Hierarchy:
             parent = self._parent(category, ids_of, f"{where}, categories[{index}] ({category.name!r})")
             if parent is not None:
                 self._parent_of[category.category_id] = parent
-        self._check_cycles(where)
+        self._check_lines(where)
 
     def __len__(self) -> int:
         """Return the number of categories, those without a parent included."""
@@ -91,12 +93,12 @@ class Hierarchy:
             return [int(stated)]
         return []
 
-    def _check_cycles(self, where: str) -> None:
-        checked: set[int] = set()
+    def _check_lines(self, where: str) -> None:
+        level_of: dict[int, int] = {}
         for start in self._parent_of:
             line: dict[int, None] = {}
             current: int | None = start
-            while current is not None and current not in checked:
+            while current is not None and current not in level_of:
                 if current in line:
                     cycle = [*list(line)[list(line).index(current) :], current]
                     names = " -> ".join(repr(self._name_of[one]) for one in cycle[:6])
@@ -106,7 +108,13 @@ class Hierarchy:
                     )
                 line[current] = None
                 current = self._parent_of.get(current)
-            checked.update(line)
+            above = 0 if current is None else level_of[current]
+            level_of.update((one, above + steps) for steps, one in enumerate(reversed(line), start=1))
+            if level_of[start] > MAX_LEVELS:
+                raise InputError(
+                    f"{where}: expected at most {MAX_LEVELS} levels of parents, got {level_of[start]} above and with "
+                    f"{self._name_of[start]!r}. Leave some out."
+                )
 
 
 def fall_back(

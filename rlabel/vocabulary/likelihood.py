@@ -46,6 +46,10 @@ class Choosing:
         """Return the name of a category."""
         return self._name_of[category_id]
 
+    def category_of(self, name: str) -> int | None:
+        """Return the category that a name or synonym belongs to, None for one that the vocabulary does not have."""
+        return self._owner_of.get(name)
+
     def choose(self, snap: Snap, likely_names: Sequence[LikelyName]) -> tuple[Snap, tuple[LikelyCategory, ...]]:
         """Return what is decided of an answer, and the candidates, best first.
 

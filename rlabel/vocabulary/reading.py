@@ -35,7 +35,7 @@ def read_vocabulary_rows(url: str) -> tuple[object | None, list[object]]:
 
     Raises InputError where the file cannot be opened or parsed, is too large, or holds no category.
     """
-    first = next(_chunks(url), b"")
+    first = next(file_chunks(url), b"")
     start = first.lstrip()[:1]
     file_name = url.replace("\\", "/").rsplit("/", 1)[-1].lower()
     name: object | None = None
@@ -61,7 +61,11 @@ def read_vocabulary_rows(url: str) -> tuple[object | None, list[object]]:
     return name, rows
 
 
-def _chunks(url: str) -> Iterator[bytes]:
+def file_chunks(url: str, what: str = "vocabulary") -> Iterator[bytes]:
+    """Give the bytes of a file, a megabyte at a time, decompressed and without a byte order mark.
+
+    what: what error messages call it. Raises InputError where it cannot be read.
+    """
     try:
         with fsspec.open(url, "rb", compression="infer") as file:
             chunk = file.read(_CHUNK_BYTES).removeprefix(_UTF8_MARK)
@@ -70,13 +74,13 @@ def _chunks(url: str) -> Iterator[bytes]:
                 chunk = file.read(_CHUNK_BYTES)
     except FileNotFoundError as error:
         raise InputError(
-            f"{url}: expected a vocabulary file, got nothing: there is no such file. Check the path."
+            f"{url}: expected a {what} file, got nothing: there is no such file. Check the path."
         ) from error
     except IsADirectoryError as error:
-        raise InputError(f"{url}: expected a vocabulary file, got a folder. Name the file inside it.") from error
+        raise InputError(f"{url}: expected a {what} file, got a folder. Name the file inside it.") from error
     except Exception as error:  # every filesystem and every compression raises its own kinds
         raise InputError(
-            f"{url}: expected a readable vocabulary file, got {type(error).__name__}: {error}. "
+            f"{url}: expected a readable {what} file, got {type(error).__name__}: {error}. "
             "Check the path, the permissions and, for a URL, the credentials."
         ) from error
 
@@ -93,10 +97,10 @@ def _parsed_rows(url: str, *, is_object: bool, use_float: bool) -> tuple[object 
     rows = ijson.sendable_list()
     names = ijson.sendable_list()
     parser = ijson.items_coro(rows, "categories.item" if is_object else "item", use_float=use_float)
-    nesting = _Nesting(url)
+    nesting = Nesting(url)
     num_bytes = 0
     try:
-        for chunk in _chunks(url):
+        for chunk in file_chunks(url):
             nesting.check(chunk)
             if is_object and not num_bytes:
                 ijson.items_coro(names, "name", use_float=use_float).send(chunk)
@@ -120,7 +124,7 @@ def _parsed_rows(url: str, *, is_object: bool, use_float: bool) -> tuple[object 
     return (names[0] if names else None), list(rows)
 
 
-class _Nesting:
+class Nesting:
     """Follows how deep JSON is nested, chunk by chunk, without parsing it.
 
     ijson keeps the path to where it is: 100,000 brackets in a row, a file of 100 kB, would cost it gigabytes.
@@ -149,7 +153,7 @@ class _Nesting:
         depths = self._depth + np.cumsum(np.where((brackets == 0x5B) | (brackets == 0x7B), 1, -1))
         if int(depths.max()) > MAX_DEPTH:
             raise InputError(
-                f"{self._url}: expected JSON nested at most {MAX_DEPTH} deep, got more. Is this a vocabulary? Flatten it."
+                f"{self._url}: expected JSON nested at most {MAX_DEPTH} deep, got more. Is this the right file? Flatten it."
             )
         self._depth = int(depths[-1])
 
@@ -160,7 +164,7 @@ class _NumberTooLarge(Exception):
 
 def _label_map_rows(url: str) -> list[object]:
     content = bytearray()
-    for chunk in _chunks(url):
+    for chunk in file_chunks(url):
         content += chunk
         if len(content) > MAX_LABEL_MAP_BYTES:  # no label map, and nothing else either
             return []
@@ -169,7 +173,7 @@ def _label_map_rows(url: str) -> list[object]:
 
 def _whole(url: str, max_bytes: int, what: str) -> bytes:
     content = bytearray()
-    for chunk in _chunks(url):
+    for chunk in file_chunks(url):
         content += chunk
         if len(content) > max_bytes:
             raise InputError(f"{url}: expected {what} of at most {max_bytes} bytes, got more. Check the path.")

@@ -40,10 +40,15 @@ def label_score(text_probability: float, snap: Snap) -> float:
 
 def candidate_share(evidence: Evidence) -> float:
     """Return the first candidate's share of the probability of all candidates, in [0, 1], to 6 decimals; 0.0 where there is none."""
-    if not evidence.candidates:
+    return first_share([one.logprob for one in evidence.candidates])
+
+
+def first_share(logprobs: Sequence[float]) -> float:
+    """Return the share of the first of some probabilities, given as natural logarithms, of their sum; see `candidate_share`."""
+    if not logprobs:
         return 0.0
-    most = max(one.logprob for one in evidence.candidates)  # not always the first: they may be ranked otherwise
-    shares = [math.exp(one.logprob - most) for one in evidence.candidates]
+    most = max(logprobs)  # not always the first: they may be ranked otherwise
+    shares = [math.exp(logprob - most) for logprob in logprobs]
     return round(shares[0] / math.fsum(shares), SCORE_DECIMALS)
 
 

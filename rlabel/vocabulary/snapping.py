@@ -65,7 +65,7 @@ class Snapper:
         thesaurus: Thesaurus | None = None,
         fallback: Fallback = "abstain",
     ) -> None:
-        """Index the vocabulary; it is embedded when a text first needs it.
+        """Index the vocabulary; it is embedded, and looked up in the thesaurus, when a text first needs it.
 
         Raises UsageError where threshold or margin is outside its range, InputError where fallback asks for parents and they are
         not a tree.
@@ -85,7 +85,8 @@ class Snapper:
         self._threshold = threshold
         self._margin = margin
         self._lexicon = Lexicon(vocabulary)
-        self._blender = None if thesaurus is None else Blender(vocabulary, thesaurus)
+        self._thesaurus = thesaurus
+        self._blender: Blender | None = None
         self._hierarchy = Hierarchy(vocabulary, vocabulary.name) if fallback == "parent" else None
         self._prototypes: Prototypes | None = None
         self._remembered: dict[str, Snap] = {}
@@ -183,6 +184,8 @@ class Snapper:
     ) -> list[Snap]:
         """Return what the embedding says of each query; a finding stands unless another category is clearly nearer."""
         prototypes = self._vectors(embedder)
+        if self._thesaurus is not None and self._blender is None:
+            self._blender = Blender(self._vocabulary, self._thesaurus)
         row_of = {query: row for row, query in enumerate(dict.fromkeys(queries))}
         rows_QD = embedder.embed(list(row_of))
         indices_QK, cosines_QK = prototypes.nearest(rows_QD, 2 if self._hierarchy is None else NUM_TIED)

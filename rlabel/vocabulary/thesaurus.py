@@ -1,19 +1,27 @@
 """What an English thesaurus knows of nouns: which words mean one thing, and which thing is a kind of which. Knows no vocabularies.
 
-Read from a folder with WordNet's own files `index.noun` and `data.noun` (format: wndb(5WN)), as WordNet and NLTK's corpus `wordnet`
-hold them; rlabel ships none.
+The nouns of WordNet 3.1 come with rlabel, packed into one file by `wordnet_pack` (wordnet/, with WordNet's licence beside it).
+Others are read from a folder with WordNet's own files `index.noun` and `data.noun` (format: wndb(5WN)), as WordNet and NLTK's corpus
+`wordnet` hold them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
 
 import fsspec
+import numpy as np
 
 from rlabel.errors import InputError
 from rlabel.vocabulary.words import fold, stem
 
+# What may be named instead of a folder: the nouns that rlabel carries, and no thesaurus at all.
+WORDNET, NO_THESAURUS = "wordnet", "none"
+PACKED = Path(__file__).parent / "wordnet" / "nouns.npz"
 MAX_FILE_BYTES = 256 * 2**20
 _INDEX, _DATA = "index.noun", "data.noun"
 _HYPERNYM_MARKS = ("@", "@i")
@@ -56,8 +64,33 @@ class Thesaurus:
         return steps_of
 
 
-def load_thesaurus(url: str) -> Thesaurus:
-    """Return the nouns in a folder of WordNet files, at a local path or any fsspec URL.
+def load_thesaurus(place: str) -> Thesaurus | None:
+    """Return the nouns that rlabel carries ("wordnet"), no thesaurus ("none"), or the nouns in a folder of WordNet's files.
+
+    place: one of the two words, else a local path or any fsspec URL (a folder called "wordnet" is "./wordnet").
+
+    Raises InputError where a file is missing or is not of that format.
+    """
+    if place == NO_THESAURUS:
+        return None
+    return _packed() if place == WORDNET else Thesaurus(*read_wordnet(place))
+
+
+def thesaurus_digest(place: str) -> str | None:
+    """Return the hex digest of the files that `load_thesaurus` reads, None for "none". Raises InputError where one cannot be read."""
+    if place == NO_THESAURUS:
+        return None
+    if place == WORDNET:
+        return hashlib.sha256(_packed_bytes()).hexdigest()
+    folder = str(place).rstrip("/\\")
+    digest = hashlib.sha256()
+    for name in (_INDEX, _DATA):
+        digest.update(hashlib.sha256(_content(f"{folder}/{name}")).digest())
+    return digest.hexdigest()
+
+
+def read_wordnet(url: str) -> tuple[dict[str, tuple[int, ...]], dict[int, tuple[int, ...]]]:
+    """Return what `Thesaurus` takes, from a folder of WordNet's files; a sense is its place in data.noun, in bytes.
 
     Raises InputError where a file is missing or is not of that format.
     """
@@ -83,16 +116,39 @@ def load_thesaurus(url: str) -> Thesaurus:
             raise _malformed(where, _DATA, fields) from error
     if not senses_of or not kinds_of:
         raise InputError(f"{folder}: expected nouns in {_INDEX} and {_DATA}, got none. Check that the files are whole.")
+    return senses_of, kinds_of
+
+
+def unpack(file: Path) -> Thesaurus:
+    """Return the nouns that `wordnet_pack.pack` wrote. Raises InputError where the file is missing or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            nouns = arrays["nouns"].tobytes().decode("utf-8").split("\n")
+            senses, num_senses_N = iter(arrays["senses"].tolist()), arrays["num_senses"].tolist()
+            kinds, num_kinds_S = iter(arrays["kinds"].tolist()), arrays["num_kinds"].tolist()
+            senses_of = {noun: tuple(islice(senses, number)) for noun, number in zip(nouns, num_senses_N, strict=True)}
+            kinds_of = {sense: tuple(islice(kinds, number)) for sense, number in enumerate(num_kinds_S) if number}
+    except Exception as error:  # a cut zip file raises any of a dozen kinds
+        raise InputError(
+            f"{file}: expected the nouns of WordNet that come with rlabel, got {type(error).__name__}: {error}. "
+            "Install rlabel again, or pass --thesaurus none."
+        ) from error
     return Thesaurus(senses_of, kinds_of)
 
 
-def thesaurus_digest(url: str) -> str:
-    """Return the hex digest of the files that `load_thesaurus` reads. Raises InputError where one cannot be read."""
-    folder = str(url).rstrip("/\\")
-    digest = hashlib.sha256()
-    for name in (_INDEX, _DATA):
-        digest.update(hashlib.sha256(_content(f"{folder}/{name}")).digest())
-    return digest.hexdigest()
+@cache
+def _packed() -> Thesaurus:
+    return unpack(PACKED)
+
+
+def _packed_bytes() -> bytes:
+    try:
+        return PACKED.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{PACKED}: expected the nouns of WordNet that come with rlabel, got {error}. "
+            "Install rlabel again, or pass --thesaurus none."
+        ) from error
 
 
 def _lines(url: str) -> Iterator[tuple[str, list[str]]]:
@@ -109,7 +165,7 @@ def _content(url: str) -> bytes:
     except Exception as error:  # every filesystem raises its own kinds
         raise InputError(
             f"{url}: expected a file of WordNet, got {type(error).__name__}: {error}. "
-            f"Name the folder that holds {_INDEX} and {_DATA}."
+            f"Name the folder that holds {_INDEX} and {_DATA}, or give {WORDNET!r} for the nouns that rlabel carries, or {NO_THESAURUS!r}."
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"{url}: expected at most {MAX_FILE_BYTES} bytes, got more. Is this WordNet's file?")
