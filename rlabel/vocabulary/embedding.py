@@ -5,6 +5,7 @@ torch and sentence-transformers are imported when an embedder is made, never bef
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ class MiniLmEmbedder:
         Raises InputError where the package is not installed or the folder or id does not load.
         """
         name = _bundled_folder() if model is None else model
+        # Where bitsandbytes is imported along, a CPU with bf16 instructions would be told of an optional kernel that is not installed.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
