@@ -184,7 +184,7 @@ class LabelSettings(_Settings):
 
     images_per_shard: int = Field(16, ge=1)
     max_regions_per_shard: int = Field(512, ge=1)
-    max_regions_per_batch: int = Field(64, ge=1)
+    max_regions_per_batch: int = Field(128, ge=1)
     max_batch_tokens: int = Field(
         16384, ge=1, description="of prompts and answers that go through the language model at once"
     )
