@@ -119,7 +119,7 @@ def failure(of: Region, image_id: JsonValue = 1, kind: str = "image", reason: st
     return Failure(region=of, image_id=image_id, kind=kind, reason=reason)
 
 
-def shard_result(index: int, num_images: int = 3, num_regions: int = 4) -> ShardResult:
+def shard_result(index: int, num_images: int = 3, num_regions: int = 4, share_with_ids: float = 0.7) -> ShardResult:
     """A result with all kinds of outcomes, the same for the same index; its last image has no regions."""
     dice = random.Random(index)
     images: list[JsonObject] = []
@@ -128,7 +128,7 @@ def shard_result(index: int, num_images: int = 3, num_regions: int = 4) -> Shard
         image_id = index * 1000 + image_number + 1
         images.append(image_row(image_id, note=f"π {image_number}"))
         for number in range(num_regions if image_number + 1 < num_images else 0):
-            annotation_id = image_id * 10 + number if dice.random() < 0.7 else None
+            annotation_id = image_id * 10 + number if dice.random() < share_with_ids else None
             x, y = dice.randrange(30), dice.randrange(20)
             box = (x, y, dice.randrange(2, 30), dice.randrange(2, 25))
             shape = box_polygon(*box) if number % 2 else box_rle(*box)

@@ -164,7 +164,7 @@ def test_a_calibrator_that_fits_is_applied_again_and_low_scores_abstain(tmp_path
     asked = job(tmp_path / "new", calibrator=fitted, min_score=0.5)
     assert scores_of(source, asked) == []
     run = open_snapped(source, asked)
-    snap_run(source, run, Snapper(SAME, None, 0.5), lambda: None, carried_to(source, asked))
+    snap_run(source, run, lambda: Snapper(SAME, None, 0.5), lambda: None, carried_to(source, asked))
     first, second = run.read(0).outcomes
     assert isinstance(first, Label) and (first.score, first.raw_score) == (0.875, 0.75)
     assert isinstance(second, Abstention) and second.snap.reason == "the score of 'cat', 0.25, is below 0.5"

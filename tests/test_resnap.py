@@ -86,7 +86,7 @@ def job(where: Path, vocabulary: Vocabulary = BEASTS, **more: object) -> SnapJob
 
 def snap_all(source: RunDirectory, where: Path, snapper: Snapper | None = None) -> RunDirectory:
     run = open_snapped(source, job(where))
-    snap_run(source, run, snapper or Snapper(BEASTS, None), lambda: None)
+    snap_run(source, run, lambda: snapper or Snapper(BEASTS, None), lambda: None)
     return run
 
 
@@ -260,7 +260,7 @@ def test_a_run_stopped_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        snap_run(source, cut, Snapper(BEASTS, None), stop_at_three)
+        snap_run(source, cut, lambda: Snapper(BEASTS, None), stop_at_three)
     assert 3 <= len(cut.committed()) < 40
     snap_all(source, tmp_path / "cut").merge()
     assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
@@ -355,7 +355,7 @@ def test_a_damaged_shard_is_named_and_what_is_committed_stays(tmp_path: Path, ha
     path.write_bytes(harm(path.read_bytes()))
     run = open_snapped(source, job(tmp_path / "new"))
     with pytest.raises(RunError, match="000001.jsonl: damaged"):
-        snap_run(source, run, Snapper(BEASTS, None), lambda: None)
+        snap_run(source, run, lambda: Snapper(BEASTS, None), lambda: None)
 
 
 def test_a_shard_of_other_records_is_named(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_shard_of_other_records_is_named(tmp_path: Path) -> None:
     source.commit_body(body, footer)
     run = open_snapped(source, job(tmp_path / "new"))
     with pytest.raises(RunError, match="000000.jsonl: expected the records of a labeling run"):
-        snap_run(source, run, Snapper(BEASTS, None), lambda: None)
+        snap_run(source, run, lambda: Snapper(BEASTS, None), lambda: None)
 
 
 def test_an_unfinished_run_needs_to_be_asked_for_and_can_be_completed(tmp_path: Path) -> None:

@@ -167,15 +167,15 @@ def _snap_one(
     from rlabel.run.resnap import carried_to, snap_run
     from rlabel.vocabulary.snapping import Snapper
 
+    def make_snapper() -> Snapper:
+        embedder, thesaurus = tools()
+        return Snapper(job.vocabulary, embedder, job.threshold, job.margin, thesaurus=thesaurus, fallback=job.fallback)
+
     progress = RunProgress(run, heartbeat_s)
     progress.write("running")
     try:
         if source.committed() - run.committed():
-            embedder, thesaurus = tools()
-            snapper = Snapper(
-                job.vocabulary, embedder, job.threshold, job.margin, thesaurus=thesaurus, fallback=job.fallback
-            )
-            snap_run(source, run, snapper, progress.beat, carried_to(source, job))
+            snap_run(source, run, make_snapper, progress.beat, carried_to(source, job))
         counts = run.merge(partial=partial, results_files=results_files)
     except (KeyboardInterrupt, Stopped):
         progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")

@@ -30,7 +30,7 @@ from rlabel.storage import Store, split_url
 from rlabel.vocabulary.embedding import TextEmbedder
 from rlabel.vocabulary.lexicon import surface_forms
 from rlabel.vocabulary.vocabulary import Category
-from rlabel.vocabulary.words import fold, stems
+from rlabel.vocabulary.words import fold, inflect_module, stems
 
 CAPTIONS = "captions.json"
 RegionKey = tuple[str, str]
@@ -150,9 +150,7 @@ def template_captions(run_url: str, template: str = "{a} {name}.") -> dict[Regio
 
 @cache
 def _article(name: str) -> str:
-    import inflect
-
-    return inflect.engine().a(name).split(" ")[0].capitalize()
+    return str(inflect_module().engine().a(name)).split(" ")[0].capitalize()
 
 
 def score_captions(

@@ -6,44 +6,22 @@ Streams: a few shards are in memory at a time, however long the run. Every shard
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import IO
 
 from rlabel.errors import RunError
-from rlabel.records import (
-    Abstention,
-    Caption,
-    Failure,
-    JsonObject,
-    JsonValue,
-    Label,
-    Outcome,
-    QueryFailure,
-    Referral,
-    Relation,
-)
+from rlabel.run.beside import Beside
 from rlabel.run.canonical import canonical_bytes, json_safe
-from rlabel.run.coco import (
-    abstention_to_line,
-    caption_to_annotation,
-    failure_to_line,
-    info_object,
-    kept_header,
-    label_to_annotation,
-    label_to_result,
-    referral_to_row,
-    relation_to_row,
-)
+from rlabel.run.coco import info_object, kept_header
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import Manifest
-from rlabel.run.merge_lines import abstention_row, caption_row, image_row, label_row
-from rlabel.run.records_io import IMAGE_LINE, DamagedShard, Footer, image_lines_end, line_to_outcome
+from rlabel.run.merge_lines import image_row
+from rlabel.run.merge_shard import ShardRows, ShardToRows
+from rlabel.run.records_io import DamagedShard, Footer
 
 LABELS, ABSTAINED, FAILURES = "labels.json", "abstained.jsonl", "failures.jsonl"
 BBOX_RESULTS, SEGM_RESULTS = "labels.bbox.json", "labels.segm.json"
@@ -58,7 +36,6 @@ _FILES = {
 }
 _RUN_ID_LENGTH = 12
 _CHUNK_BYTES = 1 << 20
-_IMAGE_START = IMAGE_LINE.decode()
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -123,11 +100,12 @@ class _Merge:
 
     def __init__(self, run: RunDirectory, indexes: list[int], spools: dict[str, IO[bytes]]) -> None:
         self.run, self.indexes, self.spools = run, indexes, spools
-        self.run_id = run.fingerprint[:_RUN_ID_LENGTH]
-        self.results = _Results(spools) if BBOX_RESULTS in spools else None
+        self.to_rows = ShardToRows(run_id=run.fingerprint[:_RUN_ID_LENGTH], with_results=BBOX_RESULTS in spools)
         self.head_digests: list[bytes] = []
         self.next_new_id = 1
         self.num_images = self.num_answers = self.num_abstentions = 0
+        self.num_results = {BBOX_RESULTS: 0, SEGM_RESULTS: 0}
+        self.num_without_segm = 0
         self.failures: Counter[str] = Counter()
 
     def counts(self) -> MergeCounts:
@@ -138,7 +116,7 @@ class _Merge:
             abstentions=self.num_abstentions,
             failures=self.failures.total(),
             failures_by_kind=dict(sorted(self.failures.items())),
-            without_segm_result=0 if self.results is None else self.results.num_without_segm,
+            without_segm_result=self.num_without_segm,
         )
 
     def chunks(self) -> Iterator[bytes]:
@@ -157,14 +135,13 @@ class _Merge:
         self._spool_images()
         yield from _chunks(self.spools[_IMAGES])
         yield b"],\n" + canonical_bytes(_FILES[manifest.task][1]) + b":["
-        bodies = self.run.read_bodies(self.indexes)
-        for (index, (body, footer)), digest in zip(bodies, self.head_digests, strict=True):
-            before = self.num_answers
-            rows = self._answer_rows(index, body, footer, digest)
-            if rows:
-                yield ((",\n" if before else "\n") + ",\n".join(rows)).encode()
-        if self.results is not None:
-            self.results.close()
+        with Beside(manifest.plan.num_regions) as beside:
+            for rows in self._shard_rows(beside):
+                if rows.answers:
+                    yield (b",\n" if self.num_answers else b"\n") + rows.answers
+                self._take(rows)
+        for name in self.num_results.keys() & self.spools.keys():
+            self.spools[name].write(b"\n]\n" if self.num_results[name] else b"[\n]\n")
         for name, spool in self.spools.items():
             if name != _IMAGES:
                 self.run.store.put_stream(name, _chunks(spool))
@@ -186,167 +163,76 @@ class _Merge:
             self.head_digests.append(hashlib.sha256(head).digest())
             self.next_new_id = max(self.next_new_id, footer.largest_annotation_id + 1)
 
-    def _answer_rows(self, index: int, body: bytes, footer: Footer, head_digest: bytes) -> list[str]:
-        """Return the rows of a shard's answers; what became of its other regions goes to the spools.
+    def _shard_rows(self, beside: Beside) -> Iterator[ShardRows]:
+        """Yield the rows of each shard, in order.
 
         Raises RunError where a line is no record, or the images are not those that were spooled.
         """
-        try:
-            shard = _Shard(body)
-            if hashlib.sha256(body[: image_lines_end(body)]).digest() != head_digest:
-                raise DamagedShard("it changed while the run was merged")
-            rows = [row for line in shard.outcome_lines if (row := self._answer_row(line, shard)) is not None]
-            if (len(shard.image_lines), len(shard.outcome_lines)) != (footer.images, footer.regions):
-                raise DamagedShard(
-                    f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds"
-                )
-        except DamagedShard as damage:
-            raise self.run.damaged(index, damage) from damage
-        except _UNREADABLE as error:
-            raise self._unreadable(index, error) from error
-        self.num_images += len(shard.image_lines)
-        self.num_answers += len(rows)
-        return rows
+        # Rows may be made before it is known how many ids the shards before them take. Mostly it is all their answers, or none;
+        # where the guess was wrong, they are made again.
+        guess = _NewIds(self.next_new_id)
+        bodies = (
+            ((index, body, footer, digest), (body, guess.first(footer)))
+            for (index, (body, footer)), digest in zip(
+                self.run.read_bodies(self.indexes), self.head_digests, strict=True
+            )
+        )
+        made = beside.map(self.to_rows, bodies)
+        for index in self.indexes:
+            try:
+                (_, body, footer, digest), rows = next(made)
+                if rows.num_new_ids and rows.first_new_id != self.next_new_id:
+                    rows = self.to_rows((body, self.next_new_id))
+                if rows.head_sha256 != digest:
+                    raise DamagedShard("it changed while the run was merged")
+                regions = rows.num_answers + rows.num_abstentions + rows.failures_by_kind.total()
+                if (rows.num_images, regions) != (footer.images, footer.regions):
+                    raise DamagedShard(
+                        f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds"
+                    )
+            except DamagedShard as damage:
+                raise self.run.damaged(index, damage) from damage
+            except _UNREADABLE as error:
+                raise self._unreadable(index, error) from error
+            self.next_new_id += rows.num_new_ids
+            guess.learn(rows, self.next_new_id)
+            yield rows
 
-    def _answer_row(self, line: str, shard: _Shard) -> str | None:
-        """Return the row of a line's answer; None for an abstention or a failure, which is written to its spool."""
-        if self.results is not None:
-            outcome = line_to_outcome(line)
-            if isinstance(outcome, Label):
-                self.results.write(outcome, shard.images)
-        try:
-            moved = label_row(line, self.next_new_id, self.run_id) or caption_row(line, self.next_new_id, self.run_id)
-            if moved is not None:
-                row, has_own_id = moved
-                self.next_new_id += not has_own_id
-                return row
-            abstained = abstention_row(line, shard.file_name_text)
-        except ValueError:  # a number that JSON does not have, in a key of the input: records say what becomes of it
-            abstained = None
-        if abstained is None:
-            return self._row_of_record(line_to_outcome(line), shard)
-        self.num_abstentions += 1
-        self.spools[ABSTAINED].write(abstained.encode() + b"\n")
-        return None
-
-    def _row_of_record(self, outcome: Outcome, shard: _Shard) -> str | None:
-        if isinstance(outcome, Abstention):
-            row = canonical_bytes(abstention_to_line(outcome, shard.file_name(outcome.image_id)))
-            self.spools[ABSTAINED].write(row + b"\n")
-            self.num_abstentions += 1
-            return None
-        if isinstance(outcome, Failure | QueryFailure):
-            row = canonical_bytes(failure_to_line(outcome, shard.file_name(outcome.image_id)))
-            self.spools[FAILURES].write(row + b"\n")
-            self.failures[outcome.kind] += 1
-            return None
-        row_id = outcome.region.annotation_id if isinstance(outcome, Label | Caption) else None
-        if row_id is None:
-            row_id, self.next_new_id = self.next_new_id, self.next_new_id + 1
-        return canonical_bytes(_record_row(outcome, row_id, self.run_id)).decode()
+    def _take(self, rows: ShardRows) -> None:
+        """Count a shard's rows, and write to the spools what is no answer."""
+        self.num_images += rows.num_images
+        self.num_answers += rows.num_answers
+        self.num_abstentions += rows.num_abstentions
+        self.num_without_segm += rows.num_without_segm
+        self.failures.update(rows.failures_by_kind)
+        self.spools[ABSTAINED].write(rows.abstained)
+        self.spools[FAILURES].write(rows.failures)
+        for name, results in ((BBOX_RESULTS, rows.bbox_results), (SEGM_RESULTS, rows.segm_results)):
+            if results:
+                self.spools[name].write((b",\n" if self.num_results[name] else b"[\n") + b",\n".join(results))
+                self.num_results[name] += len(results)
 
     def _unreadable(self, index: int, error: Exception) -> RunError:
         return self.run.damaged(index, DamagedShard(f"a record cannot be read ({type(error).__name__}: {error})"))
 
 
-def _record_row(outcome: Label | Caption | Relation | Referral, row_id: int, run_id: str) -> JsonObject:
-    if isinstance(outcome, Label):
-        return label_to_annotation(outcome, row_id, run_id)
-    if isinstance(outcome, Caption):
-        return caption_to_annotation(outcome, row_id, run_id)
-    if isinstance(outcome, Relation):
-        return relation_to_row(outcome, row_id, run_id)
-    return referral_to_row(outcome, row_id, run_id)
+class _NewIds:
+    """Guesses a shard's first new id while the rows of shards before it are still being made."""
 
+    def __init__(self, next_new_id: int) -> None:
+        self.known = next_new_id  # after the shards that are done
+        self.ahead: deque[int] = deque()  # answers of the shards that are not
+        self.all_are_new = True
 
-class _Shard:
-    """The lines of a checked shard body. Its image rows are parsed only where a name or a size is asked for."""
+    def first(self, footer: Footer) -> int:
+        first = self.known + (sum(self.ahead) if self.all_are_new else 0)
+        self.ahead.append(footer.labels)
+        return first
 
-    def __init__(self, body: bytes) -> None:
-        lines = body.decode("utf-8").split("\n")[:-1]
-        self.image_lines = [line for line in lines if line.startswith(_IMAGE_START)]
-        self.outcome_lines = [line for line in lines if not line.startswith(_IMAGE_START)]
-
-    @cached_property
-    def images(self) -> list[JsonObject]:
-        return [json.loads(line)["row"] for line in self.image_lines]
-
-    @cached_property
-    def _file_names(self) -> dict[str, JsonValue]:
-        """Each image's file name by its id as JSON text (an id of a bad row may be anything, also a list).
-
-        An id that several rows of the shard share names no one file; the reason of the failure does.
-        """
-        names: dict[str, JsonValue] = {}
-        for row in self.images:
-            key = canonical_bytes(row.get("id")).decode()
-            names[key] = None if key in names else row.get("file_name")
-        return names
-
-    def file_name(self, image_id: JsonValue) -> JsonValue:
-        return self._file_names.get(canonical_bytes(json_safe(image_id)).decode())
-
-    def file_name_text(self, image_id: str) -> str:
-        """Return the canonical JSON of the name of the image whose id has this canonical JSON."""
-        return canonical_bytes(self._file_names.get(image_id)).decode()
-
-
-class _Rows:
-    """Writes the items of a JSON array, one a line, so that a person can grep them."""
-
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
-        self.num_rows = 0
-
-    def write(self, row: JsonObject) -> None:
-        self._out.write((b",\n" if self.num_rows else b"\n") + canonical_bytes(row))
-        self.num_rows += 1
-
-
-class _Results:
-    """Writes the two results files side by side."""
-
-    def __init__(self, spools: dict[str, IO[bytes]]) -> None:
-        self._spools = (spools[BBOX_RESULTS], spools[SEGM_RESULTS])
-        for spool in self._spools:
-            spool.write(b"[")
-        self._bbox, self._segm = _Rows(spools[BBOX_RESULTS]), _Rows(spools[SEGM_RESULTS])
-        self.num_without_segm = 0
-
-    def write(self, label: Label, images: list[JsonObject]) -> None:
-        self._bbox.write(label_to_result(label, "bbox", list(label.box_xywh)))
-        rle = _compressed_rle(label, images)
-        if rle is None:
-            self.num_without_segm += 1
-        else:
-            self._segm.write(label_to_result(label, "segmentation", rle))
-
-    def close(self) -> None:
-        for spool in self._spools:
-            spool.write(b"\n]\n")
-
-
-def _compressed_rle(label: Label, images: list[JsonObject]) -> JsonValue:
-    """Return the label's mask as compressed RLE (loadRes takes no other form), or None if it cannot be drawn.
-
-    Polygons and boxes are drawn at the size that the image row states; a row may state none.
-    """
-    from rlabel.corpus.limits import Limits
-    from rlabel.corpus.masks import BadRegion, mask_to_rle, rasterise
-
-    segmentation = label.segmentation
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
-        return segmentation
-    row = next((row for row in images if row.get("id") == label.image_id), {})
-    height, width = row.get("height"), row.get("width")
-    if isinstance(segmentation, dict) and isinstance(size := segmentation.get("size"), list):
-        height, width = size
-    if not isinstance(height, int) or not isinstance(width, int):
-        return None
-    try:
-        return mask_to_rle(rasterise(segmentation, label.box_xywh, height, width, Limits()).mask_HW)
-    except BadRegion:
-        return None
+    def learn(self, rows: ShardRows, next_new_id: int) -> None:
+        self.ahead.popleft()
+        self.known = next_new_id
+        self.all_are_new = rows.num_new_ids == rows.num_answers if rows.num_answers else self.all_are_new
 
 
 def _chunks(spool: IO[bytes]) -> Iterator[bytes]:

@@ -20,19 +20,20 @@ import rlabel
 from rlabel.config import Fallback
 from rlabel.errors import RunError, UsageError
 from rlabel.records import JsonObject
+from rlabel.run.beside import Beside
 from rlabel.run.carried import NOTHING_CARRIED, Carried, carried_over
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import Manifest
 from rlabel.run.records_io import Footer
-from rlabel.run.snap_lines import NewSnap, snap_body, texts_of
+from rlabel.run.snap_lines import NewSnap, SnapBody, distinct_texts_of
 from rlabel.storage import Store
 from rlabel.vocabulary.calibration import Calibrator, check_fits
 from rlabel.vocabulary.snapping import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Snapper
 from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row
 
 TASKS = ("classify", "caption", "describe")
-# Distinct texts that are held at once, with what they are snapped to: about 100 MB.
-_MAX_TEXTS = 200_000
+# Distinct texts that are held at once, with what they are snapped to: about 50 MB in each of two processes.
+_MAX_TEXTS = 100_000
 # Shards that wait to be written: a write waits for the disk, not for the processor.
 _WRITERS = 4
 _MAX_WAITING = 16
@@ -152,31 +153,44 @@ def carried_to(source: RunDirectory, job: SnapJob) -> Carried:
 def snap_run(
     source: RunDirectory,
     run: RunDirectory,
-    snapper: Snapper,
+    make_snapper: Callable[[], Snapper],
     beat: Callable[[], None],
     carried: Carried = NOTHING_CARRIED,
 ) -> None:
     """Snap and commit every shard of the old run that the new one lacks. beat: called after each shard. carried: see `carried_to`.
 
+    make_snapper: called once, while the first texts are being read: it takes seconds to load an embedder.
     Raises RunError naming the file when a shard of the old run is damaged; StorageError when one cannot be written. What
     is committed stays.
     """
     missing = sorted(source.committed() - run.committed())
-    for indexes, texts in _groups(source, missing):
-        new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
-        for _ in _written(run, _snapped_shards(source, indexes, new_snaps, carried)):
-            beat()
+    num_regions = source.manifest.plan.num_regions * len(missing) // max(1, source.num_shards)
+    with Beside(num_regions) as beside, ThreadPoolExecutor(1, thread_name_prefix="texts") as reader:
+        groups = _groups(source, missing, beside)
+        upcoming = reader.submit(next, groups, None)
+        snapper = make_snapper()
+        while (group := upcoming.result()) is not None:
+            indexes, texts = group
+            new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
+            for _ in _written(
+                run, _snapped_shards(source, indexes, SnapBody(new_snaps=new_snaps, carried=carried), beside)
+            ):
+                beat()
+            upcoming = reader.submit(next, groups, None)
 
 
-def _groups(source: RunDirectory, indexes: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+def _groups(source: RunDirectory, indexes: Sequence[int], beside: Beside) -> Iterator[tuple[list[int], list[str]]]:
     """Yield shards, in order, with their distinct texts: so many shards together that the texts stay few enough to be held."""
     group: list[int] = []
     texts: dict[str, None] = {}
-    for index, (body, _) in source.read_bodies(indexes):
+    bodies = ((index, body) for index, (body, _) in source.read_bodies(indexes))
+    found = beside.map(distinct_texts_of, bodies)
+    for index in indexes:
         try:
-            texts.update(dict.fromkeys(texts_of(body)))
+            _, own = next(found)
         except ValueError as error:
             raise _unreadable(source, index, error) from error
+        texts.update(dict.fromkeys(own))
         group.append(index)
         if len(texts) >= _MAX_TEXTS:
             yield group, list(texts)
@@ -186,11 +200,13 @@ def _groups(source: RunDirectory, indexes: Sequence[int]) -> Iterator[tuple[list
 
 
 def _snapped_shards(
-    source: RunDirectory, indexes: Sequence[int], new_snaps: dict[str, NewSnap], carried: Carried
+    source: RunDirectory, indexes: Sequence[int], snap_body: SnapBody, beside: Beside
 ) -> Iterator[tuple[bytes, Footer]]:
-    for index, (body, footer) in source.read_bodies(indexes):
+    bodies = ((footer, body) for _, (body, footer) in source.read_bodies(indexes))
+    snapped = beside.map(snap_body, bodies)
+    for index in indexes:
         try:
-            new_body, num_labels, num_abstentions = snap_body(body, new_snaps, carried)
+            footer, (new_body, num_labels, num_abstentions) = next(snapped)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(source, index, error) from error
         yield new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import inflect
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 ARTICLES = frozenset({"a", "an", "the"})
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "`": "'", "\u00b4": "'"})
@@ -74,11 +73,26 @@ def _without_possessive(word: str) -> str:
 
 
 @cache
-def _engine() -> inflect.engine:
-    # Imported here: inflect takes over a second to import, which a dry run should not pay.
-    import inflect
+def _engine() -> Any:
+    return inflect_module().engine()
 
-    return inflect.engine()
+
+@cache
+def inflect_module() -> ModuleType:
+    """Return inflect, imported without the checks that it has typeguard build into its functions.
+
+    They parse and compile each function again, over a second at every start, and take two thirds of every call; a word is always a string here.
+    """
+    try:
+        import typeguard
+    except ImportError:  # an inflect that has no such checks
+        return import_module("inflect")
+    checked = typeguard.typechecked
+    typeguard.typechecked = lambda function: function  # type: ignore[assignment]
+    try:
+        return import_module("inflect")
+    finally:
+        typeguard.typechecked = checked
 
 
 def word_set(words: str) -> frozenset[str]:

@@ -1,0 +1,184 @@
+"""A second process for work on the lines of shards, beside the one that asks: Python runs one thread at a time.
+
+The work is a pure function of its argument, so what comes out is the same with and without that process, and where it dies in
+the middle: then the asking process does the rest itself. The process is started by name, not forked (torch may have threads by
+then) and not through `multiprocessing` (which would import the caller's script once more). Knows nothing of shards.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+# Below it the start of a process, most of a second of computing, costs more than it saves.
+LEAST_REGIONS = 100_000
+# At the process: one in work and one behind it. Done or in work in all: what is held in memory.
+_AHEAD, _WINDOW = 2, 8
+_LENGTH = struct.Struct("<Q")
+_Key = TypeVar("_Key")
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+
+
+class _Gone(Exception):
+    """The process has ended: killed, or out of memory."""
+
+
+class Beside:
+    """Use it as a context: the process ends with it. num_regions: of the work at hand, by which it is decided whether one is worth it."""
+
+    def __init__(self, num_regions: int) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._sent: object = None
+        if num_regions >= LEAST_REGIONS and _num_cores() > 1:
+            self._child = _started()
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside")
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.kill()
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        if self._child is not None:
+            for pipe in (self._child.stdin, self._child.stdout):
+                assert pipe is not None
+                with suppress(OSError):  # what was not sent yet cannot be any more
+                    pipe.close()
+            self._child.wait()
+
+    def map(
+        self, function: Callable[[_Argument], _Result], items: Iterable[tuple[_Key, _Argument]]
+    ) -> Iterator[tuple[_Key, _Result]]:
+        """Yield each item's key and what the function makes of its argument, in order. An error of the function is raised at its place.
+
+        function: picklable and pure, of a module of rlabel.
+        """
+        waiting: deque[tuple[_Key, _Argument, Future[_Result]]] = deque()
+        for key, argument in items:
+            waiting.append((key, argument, self._begun(function, argument, waiting)))
+            while waiting and (waiting[0][2].done() or len(waiting) >= _WINDOW):
+                yield self._ended(function, *waiting.popleft())
+        while waiting:
+            yield self._ended(function, *waiting.popleft())
+
+    def _begun(
+        self, function: Callable[[Any], Any], argument: Any, waiting: Iterable[tuple[Any, Any, Future[Any]]]
+    ) -> Future[Any]:
+        if self._thread is not None and sum(not future.done() for _, _, future in waiting) < _AHEAD:
+            return self._thread.submit(self._ask, function, argument)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(argument))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _ended(self, function: Callable[[Any], Any], key: Any, argument: Any, future: Future[Any]) -> tuple[Any, Any]:
+        try:
+            return key, future.result()
+        except _Gone:
+            return key, function(argument)
+
+    def _ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Have the process do it. Raises what the function raises, and _Gone."""
+        assert self._child is not None and self._child.stdin is not None and self._child.stdout is not None
+        is_new = function is not self._sent
+        try:
+            if is_new:
+                _send(self._child.stdin, (True, function))
+                self._sent = function
+            _send(self._child.stdin, (False, argument))
+            went_well, value = _received(self._child.stdout)
+        except (OSError, EOFError, ValueError) as error:
+            raise _Gone from error
+        if not went_well:
+            raise value
+        return value
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _started() -> subprocess.Popen[bytes]:
+    # From a bare checkout rlabel is found through the working directory, which another process need not share.
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlabel.run.beside"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def _send(pipe: IO[bytes], value: object) -> None:
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(_LENGTH.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _received(pipe: IO[bytes]) -> Any:
+    """Return what the other end of our own pipe sent. Raises EOFError where it is closed."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    data = pipe.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)
+
+
+def main() -> None:
+    """Do what stdin asks for until it is closed: that is how it learns that the asking process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the asking one decides what becomes of it
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints, prints elsewhere
+    function: Callable[[Any], Any] = repr
+    while True:
+        try:
+            is_function, value = _received(sys.stdin.buffer)
+        except EOFError:
+            return
+        if is_function:
+            function = value
+            continue
+        try:
+            reply = (True, function(value))
+        except Exception as error:
+            reply = (False, _as_sent(error))
+        try:
+            _send(answers, reply)
+        except BrokenPipeError:
+            return
+
+
+def _as_sent(error: Exception) -> Exception:
+    """Return the error, or one of its words where it cannot be pickled and read again."""
+    try:
+        return pickle.loads(pickle.dumps(error)) if isinstance(error, Exception) else error
+    except Exception:
+        return ValueError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

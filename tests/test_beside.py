@@ -1,0 +1,96 @@
+"""A second process beside the one that asks: the same results, in order, with it, without it and where it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlabel.errors import RunError
+from rlabel.run import beside as module
+from rlabel.run.beside import Beside
+from rlabel.run.directory import RunDirectory
+from rlabel.run.merge_shard import ShardToRows
+from rlabel.run.snap_lines import distinct_texts_of
+from rlabel.storage import Store
+from run_factories import committed_run, shard_result
+
+BODIES = [b'{"kind":"caption","text":"a dog %d"}\n' % (number % 7) for number in range(40)]
+ITEMS = [(number, body * (1 + number % 3)) for number, body in enumerate(BODIES)]
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_REGIONS", 0)
+    monkeypatch.setattr(module, "_num_cores", lambda: 2)
+
+
+def alone() -> list[tuple[int, list[str]]]:
+    return [(key, distinct_texts_of(body)) for key, body in ITEMS]
+
+
+def test_results_come_in_order_with_and_without_a_process(always: None) -> None:
+    with Beside(1) as two:
+        assert two._child is not None
+        assert list(two.map(distinct_texts_of, ITEMS)) == alone()
+    assert two._child.returncode is not None
+    with Beside(-1) as one:
+        assert one._child is None
+        assert list(one.map(distinct_texts_of, ITEMS)) == alone()
+
+
+def test_a_process_that_is_killed_changes_nothing(always: None) -> None:
+    def items(pid: int) -> Iterator[tuple[int, bytes]]:
+        for number, item in enumerate(ITEMS):
+            if number == 5:
+                os.kill(pid, signal.SIGKILL)
+            yield item
+
+    with Beside(1) as beside:
+        assert beside._child is not None
+        assert list(beside.map(distinct_texts_of, items(beside._child.pid))) == alone()
+
+
+def test_an_error_is_raised_at_its_place_and_the_process_goes_on(always: None) -> None:
+    bad = [*ITEMS[:3], (3, b"no record\n"), *ITEMS[4:]]
+    with Beside(1) as beside:
+        got = []
+        with pytest.raises(ValueError):
+            for item in beside.map(distinct_texts_of, bad):
+                got.append(item)
+        assert got == alone()[:3]
+        assert list(beside.map(distinct_texts_of, ITEMS)) == alone()
+
+
+def test_two_kinds_of_work_in_turn(always: None) -> None:
+    to_rows = ShardToRows(run_id="r")
+    rows = [(key, (b"", key)) for key, _ in ITEMS]
+    with Beside(1) as beside:
+        both = zip(beside.map(distinct_texts_of, ITEMS), beside.map(to_rows, rows), strict=True)
+        for (key, texts), (other, made) in both:
+            assert (key, texts) == alone()[key] and (other, made.first_new_id) == (key, key)
+
+
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (0.0, 0.0), (0.7, 0.7), (0.0, 1.0)])
+def test_a_merge_makes_the_same_bytes_with_it(
+    shares: tuple[float, float], tmp_path: Path, always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [shard_result(index, share_with_ids=shares[index % 2]) for index in range(12)]
+    files = []
+    for least in (0, 1_000_000):
+        monkeypatch.setattr(module, "LEAST_REGIONS", least)
+        folder = tmp_path / str(least)
+        committed_run(folder, results).merge(results_files=True)
+        files.append({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    assert files[0] == files[1] and len(files[0]) >= 6
+
+
+def test_a_damaged_shard_is_named_with_it(tmp_path: Path, always: None) -> None:
+    run = committed_run(tmp_path, [shard_result(index) for index in range(6)])
+    path = tmp_path / run.shard_path(4)
+    path.write_bytes(path.read_bytes().replace(b"area", b"aera", 1))
+    with pytest.raises(RunError, match="000004.jsonl: damaged"):
+        RunDirectory.open(Store.open(tmp_path)).merge()
