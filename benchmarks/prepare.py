@@ -44,7 +44,7 @@ _MIB = 1024.0
 @click.option("--image-size", "image_size_px", default=336, help="Side of the model's picture.")
 @click.option("--zoom", "zooms", type=click.Choice(["off", "small", "all"]), multiple=True, default=("off", "all"))
 @click.option("--zoom-size", "zoom_size_px", default=160)
-@click.option("--batch", default=64, help="Regions that are prepared at once.")
+@click.option("--batch", default=192, help="Regions that are prepared at once.")
 @click.option("--base", type=click.Path(exists=True, file_okay=False), help="Another working tree, to take turns with.")
 @click.option("--worker", hidden=True)
 def main(worker: str | None, base: str | None, kinds: tuple[str, ...], zooms: tuple[str, ...], **options: Any) -> None:
@@ -96,8 +96,10 @@ def _measured(folder: str, image_size_px: int, zoom: str, zoom_size_px: int, bat
     from rlabel.corpus.coco import read_corpus
     from rlabel.corpus.limits import Limits
     from rlabel.corpus.masks import RegionMask
+    from rlabel.memory import reuse_freed_memory
     from rlabel.storage import Store
 
+    reuse_freed_memory(in_new_threads=True)  # as workers on CPUs do
     images = processing.RegionGPTImageProcessor(
         image_size_px=image_size_px,
         mask_side=56,

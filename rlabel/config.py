@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from rlabel.errors import InputError, UsageError
+from rlabel.errors import UsageError
 from rlabel.records import JsonObject, JsonValue
-from rlabel.schema_files import validate
+from rlabel.settings_files import SettingsRecord
+from rlabel.settings_files import load_settings as load_settings
+from rlabel.settings_files import settings_schema as settings_schema
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -28,6 +27,7 @@ RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
 ReferBy = Literal["likelihood", "mixture", "number"]
 Fallback = Literal["abstain", "parent"]
 LabelViews = Literal["plain", "flip", "box", "both"]
+RegionAs = Literal["auto", "box", "crop", "outline", "marks"]
 EMBEDDED_MODEL = "embedded"
 
 
@@ -50,15 +50,7 @@ Gpus = Annotated[
 ]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_name: ClassVar[str]
-
-    def check(self) -> None:
-        """Raise UsageError for settings that do not go together."""
-
-
-class LabelSettings(_Settings):
+class LabelSettings(SettingsRecord):
     """Settings of `rlabel label`. Paths may be any fsspec URL."""
 
     schema_name: ClassVar[str] = "label-settings"
@@ -128,7 +120,26 @@ class LabelSettings(_Settings):
         max_length=100,
         description="of classify: what training called the vocabulary (a mixture's `vocabulary`), named in the question",
     )
-    model: str = Field(EMBEDDED_MODEL, description="model folder or hub id; the embedded labeler if left out")
+    model: str = Field(
+        EMBEDDED_MODEL,
+        description="RegionGPT or any image-text-to-text model that transformers loads: folder or hub id; the embedded labeler if left out",
+    )
+    region_as: RegionAs = Field(
+        "auto",
+        description="of a model that is no RegionGPT: how it is shown a region: its box as text, a crop, an outline or numbered marks on the picture; "
+        "auto: as suits its family (`rlabel doctor MODEL`)",
+    )
+    family: str | None = Field(
+        None,
+        description="of a model that is no RegionGPT: whose way of writing boxes it follows, if config.json does not say",
+    )
+    picture_px: int = Field(
+        1024, ge=64, le=8192, description="of a model that is no RegionGPT: longest side of a whole picture"
+    )
+    crop_px: int = Field(384, ge=32, le=4096, description="of --region-as crop: side of a crop")
+    crop_context: float = Field(
+        0.25, ge=0, le=4, description="of --region-as crop: margin on each side, share of the box's longer side"
+    )
     embedder: str | None = Field(
         None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out"
     )
@@ -184,7 +195,7 @@ class LabelSettings(_Settings):
 
     images_per_shard: int = Field(16, ge=1)
     max_regions_per_shard: int = Field(512, ge=1)
-    max_regions_per_batch: int = Field(128, ge=1)
+    max_regions_per_batch: int = Field(192, ge=1)
     max_batch_tokens: int = Field(
         16384, ge=1, description="of prompts and answers that go through the language model at once"
     )
@@ -192,7 +203,9 @@ class LabelSettings(_Settings):
         "auto",
         description="the prompt up to the region is kept once an image, copied for each region, or computed anew for each (to compare)",
     )
-    num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on CPUs")
+    num_actors: int = Field(
+        0, ge=0, description="0: one a GPU of the cluster, or up to 4 on the CPUs of each node; more when nodes join"
+    )
     gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
     cpus_per_actor: int = Field(
         1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray"
@@ -207,8 +220,24 @@ class LabelSettings(_Settings):
     max_failure_rate: float = Field(
         0.5, ge=0, le=1, description="a larger share of failed regions ends with exit code 3"
     )
+    max_pixels: int = Field(
+        100_000_000, ge=1, le=178_956_970, description="a picture of more, by its header, is not decoded"
+    )
+    max_file_bytes: int = Field(2**28, ge=1, description="a picture's file of more is not read")
+    max_regions_per_image: int = Field(10_000, ge=1, le=100_000, description="those after it become failures")
+    max_polygon_points: int = Field(200_000, ge=1, description="of one region")
+    isolate_decoders: bool = Field(
+        True,
+        description="decode pictures in a process of their own: one that crashes its decoder costs that picture alone",
+    )
     results_files: bool = Field(False, description="also write labels.bbox.json and labels.segm.json")
     heartbeat_s: float = Field(10.0, gt=0)
+    driver_expiry_s: float = Field(
+        60.0,
+        ge=1,
+        le=3600,
+        description="a run whose driver gave no sign of life for so long may be taken over by another one",
+    )
     profile: bool = Field(False, description="write where the time went into OUT/profile.json and OUT/trace.json")
 
     def deciding(self) -> JsonObject:
@@ -242,6 +271,9 @@ class LabelSettings(_Settings):
             values["attention"] = self.attention
         if self.compile:
             values["compile"] = True
+        for name in ("max_pixels", "max_file_bytes", "max_regions_per_image", "max_polygon_points"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                values[name] = getattr(self, name)
         return values
 
     @property
@@ -326,7 +358,7 @@ _OF_ONE_TASK = {
 }  # fmt: skip
 
 
-class TrainSettings(_Settings):
+class TrainSettings(SettingsRecord):
     """Settings of `rlabel train`."""
 
     schema_name: ClassVar[str] = "train-settings"
@@ -363,54 +395,3 @@ class TrainSettings(_Settings):
         """Return the settings that decide the weights that are written."""
         names = ("images", "annotations", "format", "split", "seed", "limit", "epochs", "num_workers", "save_dtype")
         return {name: getattr(self, name) for name in names}
-
-
-_S = TypeVar("_S", bound=_Settings)
-
-
-def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, Any]) -> _S:
-    """Return settings from a YAML file and flags; a flag that is not None wins.
-
-    Raises UsageError naming the first field that is missing or wrong.
-    """
-    values: dict[str, Any] = {} if config_file is None else _read_yaml(kind, config_file)
-    values.update({name: value for name, value in flags.items() if value is not None})
-    try:
-        settings = kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        flag = f"--{name.replace('_', '-')}"
-        if first["type"] == "missing":
-            raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
-        raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error
-    settings.check()
-    return settings
-
-
-def settings_schema(kind: type[BaseModel]) -> JsonObject:
-    """Return the JSON Schema of a settings file: as the record's own, but nothing is required, since flags may give it."""
-    schema: JsonObject = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
-    schema.pop("required", None)
-    return schema
-
-
-def _read_yaml(kind: type[_Settings], config_file: str) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(
-            f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}."
-        ) from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UsageError(
-            f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines."
-        )
-    values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
-    try:
-        validate(values, kind.schema_name, f"--config {config_file}")
-    except InputError as error:
-        raise UsageError(str(error)) from error
-    return values

@@ -329,7 +329,33 @@ class Referral:
         return self.expression.key
 
 
-Outcome: TypeAlias = "Label | Caption | Relation | Referral | Abstention | Failure | QueryFailure"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposed:
+    """One region that was found in a picture. segmentation: a compressed RLE of the picture, None for a box alone. score in [0, 1]."""
+
+    box_xywh: BoxXywh
+    area_px: float
+    segmentation: JsonValue
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposals:
+    """The regions that were found in a picture, best first. region: the whole picture, which a run of this task has one outcome for."""
+
+    region: Region
+    image_id: JsonValue
+    proposer: str
+    height_px: int
+    width_px: int
+    found: tuple[Proposed, ...]
+
+    @property
+    def key(self) -> str:
+        return self.region.key
+
+
+Outcome: TypeAlias = "Label | Caption | Relation | Referral | Proposals | Abstention | Failure | QueryFailure"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

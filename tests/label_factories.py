@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion
-from rlabel.labeling.engine import Decoded
 from rlabel.records import JsonObject
+
+if TYPE_CHECKING:
+    from rlabel.labeling.engine import Decoded
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("cat", "dog", "teapot", "fire hydrant", "umbrella")
@@ -143,7 +145,7 @@ def outputs(out: Path) -> dict[str, bytes]:
     assert len(answers) == 1, answers
     return {
         str(path.relative_to(out)): path.read_bytes()
-        for path in [*(out / name for name in [*names, *answers]), *sorted((out / "shards").iterdir())]
+        for path in [*(out / name for name in [*names, *answers]), *sorted((out / "shards").glob("[!.]*"))]
     }
 
 
@@ -176,4 +178,6 @@ class FakeDescriber:
         said = self.says.get(key, self.otherwise)
         if isinstance(said, Exception):
             raise said
+        from rlabel.labeling.engine import Decoded
+
         return Decoded(text=said, token_logprobs=self.logprobs.get(key, (-0.25, -0.25)))

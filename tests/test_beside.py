@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rlabel.errors import RunError
+from rlabel.errors import InputError, RunError
 from rlabel.run import beside as module
-from rlabel.run.beside import Beside
+from rlabel.run.beside import Beside, apart
 from rlabel.run.directory import RunDirectory
+from rlabel.run.job import embedder_name
 from rlabel.run.merge_shard import ShardToRows
 from rlabel.run.snap_lines import distinct_texts_of
 from rlabel.storage import Store
@@ -94,3 +97,34 @@ def test_a_damaged_shard_is_named_with_it(tmp_path: Path, always: None) -> None:
     path.write_bytes(path.read_bytes().replace(b"area", b"aera", 1))
     with pytest.raises(RunError, match="000004.jsonl: damaged"):
         RunDirectory.open(Store.open(tmp_path)).merge()
+
+
+def test_work_apart_gives_its_result_and_leaves_no_process() -> None:
+    with apart(distinct_texts_of, BODIES[0]) as result:
+        assert result() == distinct_texts_of(BODIES[0])
+    with pytest.raises(ChildProcessError):  # it was waited for
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_work_apart_raises_its_error_where_it_is_waited_for(tmp_path: Path) -> None:
+    reached = False
+    with pytest.raises(InputError, match="--embedder .*gone: expected a folder"), apart(embedder_name, str(tmp_path / "gone")) as result:  # fmt: skip
+        reached = True
+        result()
+    assert reached
+
+
+def test_work_apart_is_done_here_where_its_process_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = module._started
+    monkeypatch.setattr(module, "_started", lambda: started.append(start()) or started[0])
+    with apart(distinct_texts_of, BODIES[0]) as result:
+        started[0].kill()
+        assert result() == distinct_texts_of(BODIES[0])
+
+
+def test_work_apart_ends_when_it_is_no_longer_wanted() -> None:
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), apart(time.sleep, 60.0):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,26 @@ def images(zoom: str = "all", **more: object) -> RegionGPTImageProcessor:
     return RegionGPTImageProcessor(image_size_px=56, mask_side=14, zoom=zoom, zoom_size_px=SIZE, **more)  # type: ignore[arg-type]
 
 
-def plain_crop(pixels_HWC: np.ndarray, mask: RegionMask, size_px: int, context: float) -> np.ndarray:
-    """Return the crop as it has been made from the first version on: a window of all pixels, averaged, then sampled."""
+def plain_crop(
+    pixels_HWC: np.ndarray, mask: RegionMask, size_px: int, context: float, *, as_large: bool = False
+) -> np.ndarray:
+    """Return the crop as it has been made from the first version on: a window of all pixels, averaged, then sampled.
+
+    as_large: of the window that a large picture shows, which begins at a whole pixel of its scale.
+    """
     x, y, width, height = mask.box_xywh
     side = max(max(width, height, 1.0) * (1.0 + 2.0 * context), 16.0)
     middle_x, middle_y, reach = x + width / 2, y + height / 2, side / 2 + 2
+    if as_large:  # begins half a cell aside at most, at a whole pixel or a whole number of cells after one
+        scale = next(scale for scale in (8, 4, 2, 1) if side >= scale * size_px or scale == 1)
+        step, moved = side / size_px / scale, []
+        for middle in (middle_x, middle_y):
+            begin = (middle - side / 2) / scale
+            begin += (first := max(math.ceil(-begin / step - 0.5), 0)) * step  # the first cell that is shown
+            start = math.floor(begin) + round((begin - math.floor(begin)) / step) * step if step < 1 else round(begin)
+            assert abs(start - begin) <= max(step, 1) / 2
+            moved.append((start - first * step) * scale + side / 2)
+        middle_x, middle_y = moved
     left, top = max(int(middle_x - reach), 0), max(int(middle_y - reach), 0)
     window = np.s_[
         top : min(math.ceil(middle_y + reach), pixels_HWC.shape[0]),
@@ -129,7 +145,7 @@ def test_crops_of_a_large_picture_stay_close_to_those_from_all_its_pixels(folder
     assert isinstance(large, LargePicture) and pixels_HWC.shape == (HEIGHT, WIDTH, 3)
     outside: list[float] = []
     for mask in drawn():
-        crop, plain = zoom_crop(large, mask, SIZE, 0.1), plain_crop(pixels_HWC, mask, SIZE, 0.1)
+        crop, plain = zoom_crop(large, mask, SIZE, 0.1), plain_crop(pixels_HWC, mask, SIZE, 0.1, as_large=True)
         apart = np.abs(crop.astype(int) - plain)
         # The plain way blurs a second time, so that edges differ; places must not.
         # Shrunk 40 times, the scene's own patches are of a pixel's size.
@@ -284,6 +300,24 @@ def test_a_picture_that_is_all_but_a_line_is_cropped_all_the_same(monkeypatch: p
         inputs = images().prepare(pixels_HWC, [mask])
         assert inputs.zoom_crops_Z4SS is not None and inputs.zoom_crops_Z4SS.shape == (1, 4, SIZE, SIZE)
         assert inputs.region_masks_RGG[0].min() == pytest.approx(1.0)
+
+
+def test_crops_of_a_very_long_picture_take_memory_of_its_own_size() -> None:
+    """Crops are squares: of these windows up to 180 times the picture's pixels lie outside."""
+    pixels_HWC = np.full((130, 20_000, 3), 200, np.uint8)
+    boxes = [(0.0, 0.0, 20_000.0, 130.0), (0.0, 3.0, 4000.0, 120.0), (15_000.0, 0.0, 5000.0, 9.0)]
+    masks = [rasterise(None, box, 130, 20_000, LIMITS) for box in boxes]
+    images().prepare(pixels_HWC, masks[:1])  # what is kept once, outside the count
+    tracemalloc.start()
+    try:
+        inputs = images().prepare(pixels_HWC, masks)
+        assert tracemalloc.get_traced_memory()[1] < 4 * pixels_HWC.nbytes
+    finally:
+        tracemalloc.stop()
+    assert inputs.zoom_crops_Z4SS is not None
+    shown = [int((crop[:3] == 200).all(0).sum()) for crop in inputs.zoom_crops_Z4SS]
+    # Cells of 500, 100 and 125 px: thinner than one, the picture shows in none; else in those whose middle it holds, up to its ends.
+    assert shown == [0, 2 * 44, 44]
 
 
 def test_the_scale_leaves_so_many_pixels_as_are_asked_for() -> None:

@@ -1,6 +1,6 @@
 """The actor pool on a real local Ray, with workers that die, hang, raise and forget: every region has its outcome, the bytes stay the same.
 
-The workers here are plain classes without a model: they label by the region's key, and get into trouble at chosen images.
+The workers are plain classes without a model (pool_factories.py).
 """
 
 from __future__ import annotations
@@ -10,118 +10,32 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
-from rlabel.errors import RunError, StorageError
-from rlabel.records import Failure, ImageRecord, Outcome, Region, Shard, ShardResult
-from rlabel.run.directory import RunDirectory
-from rlabel.run.local import label_in_process
-from rlabel.run.manifest import PlanSummary
-from rlabel.run.merge import ABSTAINED, FAILURES, LABELS
-from rlabel.run.progress import RunProgress
-from rlabel.storage import Store
-from run_factories import abstention, image_row, label, manifest, region
+from pool_factories import (
+    BAD_IMAGE,
+    BAD_REGIONS,
+    NUM_REGIONS,
+    NUM_SHARDS,
+    Place,
+    Worker,
+    all_regions,
+    failures,
+    in_process,
+    merged,
+    sent_to_workers,
+    shards,
+)
+from rlabel.cluster.pool import choose_actors
+from rlabel.cluster.session import _begin
+from rlabel.errors import RunError
+from rlabel.records import Shard, ShardResult
+from rlabel.storage import StoreDown
 
 # Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
 pytestmark = pytest.mark.timeout(400)
-NUM_SHARDS, IMAGES_PER_SHARD = 6, 2
-BAD_IMAGE = 7  # the first of shard 3
-
-
-class Worker:
-    """Labels by the region's key. `trouble` says what happens at an image, `folder` is where it and its calls leave their marks."""
-
-    def __init__(
-        self, run: RunDirectory, folder: str, trouble: dict[int, str] | None = None, at_start: str = ""
-    ) -> None:
-        self.run, self.folder, self.trouble = run, Path(folder), trouble or {}
-        self.broken = False
-        self._mark("made", str(os.getpid()))
-        if at_start == "raises":
-            raise ValueError("no such weights")
-        if at_start == "dies once" and self._first("start"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def describe(self) -> tuple[str, ...]:
-        return ("layer",)
-
-    def begin(self, shard: Shard) -> InWork:
-        return InWork(self, shard)
-
-    def label_only(self, shard: Shard) -> ShardResult:
-        self._mark("calls", f"{shard.index}-{len(shard.images)}")
-        if self.broken:
-            raise RuntimeError("the GPU is gone")
-        outcomes: list[Outcome] = []
-        for image in shard.images:
-            self._meet(self.trouble.get(image.row["id"], ""))  # type: ignore[arg-type]
-            for number, item in enumerate(image.regions):
-                if number % 3 == 2:
-                    outcomes.append(abstention(item, image.row["id"]))
-                else:
-                    outcomes.append(label(item, image.row["id"], text=f"a thing {item.key}"))
-        return ShardResult(
-            index=shard.index, images=tuple(image.row for image in shard.images), outcomes=tuple(outcomes)
-        )
-
-    def label_and_commit(self, shard: Shard) -> int:
-        self.run.commit(self.label_only(shard))
-        if any(self.trouble.get(image.row["id"]) == "dies after the commit" for image in shard.images):  # type: ignore[arg-type]
-            os.kill(os.getpid(), signal.SIGKILL)
-        return shard.num_regions
-
-    def _meet(self, trouble: str) -> None:
-        if trouble == "dies" or (trouble == "dies once" and self._first("death")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if trouble == "dies late" and self._first("late"):
-            time.sleep(3)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if trouble == "raises":
-            raise ValueError("cannot\nbe drawn")
-        if trouble == "breaks once" and self._first("broken"):
-            self.broken = True
-            raise RuntimeError("the GPU is gone")
-        if trouble == "no storage once" and self._first("storage"):
-            raise StorageError("s3: no connection")
-        if trouble == "hangs":
-            time.sleep(600)
-        if trouble.startswith("waits for "):
-            end = time.monotonic() + 60
-            while len(list((self.folder / "made").iterdir())) < int(trouble.split()[-1]) and time.monotonic() < end:
-                time.sleep(0.02)
-
-    def _first(self, name: str) -> bool:
-        path = self.folder / name
-        if path.exists():
-            return False
-        path.touch()
-        return True
-
-    def _mark(self, folder: str, name: str) -> None:
-        (self.folder / folder).mkdir(exist_ok=True)
-        (self.folder / folder / f"{name}.{uuid.uuid4().hex}").touch()
-
-
-class InWork:
-    """A shard at a worker that does all of it at once."""
-
-    def __init__(self, worker: Worker, shard: Shard) -> None:
-        self.worker, self.shard = worker, shard
-
-    def answer(self) -> None:
-        self.made = self.worker.label_only(self.shard)
-
-    def result(self) -> ShardResult:
-        return self.made
-
-    def close(self) -> None:
-        pass
 
 
 class Overlapping(Worker):
@@ -163,55 +77,6 @@ class SeesItsGpu(Worker):
         return super().label_only(shard)
 
 
-def shards() -> list[Shard]:
-    """Six shards of two images with 0 to 4 regions each."""
-    made = []
-    for index in range(NUM_SHARDS):
-        images = []
-        for place in range(IMAGES_PER_SHARD):
-            image_id = index * IMAGES_PER_SHARD + place + 1
-            regions = tuple(
-                region(f"{image_id}/{n}", image_id * 10 + n + 1)
-                for n in range((image_id * 2) % 5 + (image_id == BAD_IMAGE))
-            )
-            images.append(
-                ImageRecord(
-                    row=image_row(image_id), file_name=f"{image_id}.jpg", width_px=64, height_px=48, regions=regions
-                )
-            )
-        made.append(Shard(index=index, content_sha256="0" * 64, images=tuple(images)))
-    return made
-
-
-NUM_REGIONS = sum(shard.num_regions for shard in shards())
-BAD_REGIONS = {
-    region.key
-    for shard in shards()
-    for image in shard.images
-    if image.row["id"] == BAD_IMAGE
-    for region in image.regions
-}
-
-
-def begin(folder: Path) -> RunDirectory:
-    plan = PlanSummary(
-        num_shards=NUM_SHARDS, num_images=NUM_SHARDS * IMAGES_PER_SHARD, num_regions=NUM_REGIONS, sha256="b" * 64
-    )
-    return RunDirectory.create_or_resume(Store.open(folder), manifest(plan=plan))
-
-
-def merged(run: RunDirectory) -> tuple[bytes, ...]:
-    run.merge()
-    return tuple(run.store.read(name) for name in (LABELS, ABSTAINED, FAILURES))
-
-
-def in_process(folder: Path, trouble: dict[int, str] | None = None, max_attempts: int = 3) -> tuple[bytes, ...]:
-    folder.mkdir()
-    run = begin(folder / "run")
-    label_in_process(run, shards(), lambda: Worker(run, str(folder), trouble), RunProgress(run, 1e9), max_attempts)
-    return merged(run)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[bytes, ...]:
     found = in_process(tmp_path_factory.mktemp("undisturbed") / "in-process")
@@ -219,50 +84,10 @@ def undisturbed(tmp_path_factory) -> tuple[bytes, ...]:
     return found
 
 
-class Place:
-    """A run and the pool's surroundings in one test."""
-
-    def __init__(self, ray, folder: Path) -> None:
-        self.ray, self.folder = ray, folder
-        self.run = begin(folder / "run")
-
-    def label(
-        self,
-        trouble: dict[int, str] | None = None,
-        worker: type = Worker,
-        at_start: str = "",
-        on_tick: Callable[[], None] = lambda: None,
-        **more,
-    ) -> None:
-        options = PoolOptions(
-            **{"num_actors": 1, "gpus_per_actor": 0.0, "cpus_per_actor": 1, "wait_for_actors_s": 60.0, **more}
-        )
-        self.pool = ShardPool(self.ray, worker, (self.run, str(self.folder), trouble, at_start), self.run, options)
-        self.pool.label(shards(), on_tick)
-
-    def calls(self) -> Counter[str]:
-        return Counter(path.name.partition(".")[0] for path in (self.folder / "calls").iterdir())
-
-    def num_actors_made(self) -> int:
-        return len(list((self.folder / "made").iterdir()))
-
-
 @pytest.fixture
 def place(local_ray, tmp_path) -> Place:
-    # Workers cannot import this file: it is sent to them.
-    local_ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    import run_factories
-
-    local_ray.cloudpickle.register_pickle_by_value(run_factories)
+    sent_to_workers(local_ray, sys.modules[__name__])
     return Place(local_ray, tmp_path)
-
-
-def failures(run: RunDirectory) -> list[Failure]:
-    return [outcome for result in run.results() for outcome in result.outcomes if isinstance(outcome, Failure)]
-
-
-def all_regions(run: RunDirectory) -> Sequence[Region]:
-    return [outcome.region for result in run.results() for outcome in result.outcomes]
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3])
@@ -293,7 +118,8 @@ def test_an_image_that_always_kills_is_found_and_all_others_are_labeled(place, c
     assert {failure.region.key for failure in found} == BAD_REGIONS and {failure.kind for failure in found} == {
         "attempts"
     }
-    assert found[0].reason.startswith(f"{BAD_IMAGE}.jpg: not labeled in 2 attempts: the worker died")
+    # Not which process died, nor where: the same corpus gives the same words.
+    assert {failure.reason for failure in found} == {f"{BAD_IMAGE}.jpg: not labeled in 2 attempts: the worker died."}
     # As a shard; then its images alone: the good one once, the bad one twice; nothing else more than once.
     calls = place.calls()
     assert calls.pop("3-2") in (2, 3), "once more where the reply of the shard before it died with the worker"
@@ -355,6 +181,14 @@ def test_workers_are_asked_for_their_profiles_and_one_that_cannot_tell_costs_not
 def test_a_store_that_was_away_for_a_moment_costs_no_worker(place, undisturbed):
     place.label({BAD_IMAGE: "no storage once"})
     assert merged(place.run) == undisturbed and place.num_actors_made() == 1
+
+
+def test_a_store_that_is_down_stops_the_run_and_is_no_failure_of_a_picture(place, undisturbed):
+    with pytest.raises(StoreDown, match="Run the same command again"):
+        place.label({BAD_IMAGE: "store down"})
+    assert failures(place.run) == []
+    place.label({})
+    assert merged(place.run) == undisturbed
 
 
 def test_a_worker_that_hangs_is_ended_after_the_deadline(place):
@@ -466,3 +300,25 @@ except Stopped:
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert done.stdout.splitlines()[-1:] == ["heard"], (done.returncode, done.stderr)
+
+
+def test_a_private_ray_that_starts_too_slowly_is_tried_again(capsys):
+    class SlowRay:
+        def __init__(self, slow_starts: int, words: str) -> None:
+            self.slow_starts, self.words, self.starts = slow_starts, words, 0
+
+        def init(self, **options: object) -> None:
+            self.starts += 1
+            if self.starts <= self.slow_starts:
+                raise Exception(self.words)
+
+        def shutdown(self) -> None:
+            pass
+
+    slow = SlowRay(2, "The current node timed out during startup.")
+    _begin(slow, {}, attempts=3)
+    assert slow.starts == 3 and capsys.readouterr().err.count("once more") == 2
+    for ray, attempts, starts in ((SlowRay(9, slow.words), 3, 3), (SlowRay(9, "no such port"), 3, 1)):
+        with pytest.raises(Exception, match=ray.words):
+            _begin(ray, {}, attempts)
+        assert ray.starts == starts

@@ -67,8 +67,8 @@ def test_a_span_that_raises_is_counted_and_waits_for_no_device() -> None:
     assert len(waited) == 3, "at both ends of what ended well, at the beginning of what did not"
 
 
-def test_spans_behind_the_bound_stay_in_the_sums(recording, monkeypatch) -> None:
-    monkeypatch.setattr(spans, "MAX_KEPT", 2)
+def test_spans_behind_the_bound_stay_in_the_sums(recording) -> None:
+    start_recording(num_kept=2)
     for _ in range(5):
         with span("masks"):
             pass

@@ -182,7 +182,7 @@ def test_the_page_escapes_what_the_model_and_the_files_say(run: Path, tmp_path: 
     write_report(str(run), str(tmp_path / "images"), str(tmp_path / "truth.json"))
     page = (run / "report.html").read_text(encoding="utf-8")
     tags = parse(page)
-    assert "script" not in tags.names
+    assert tags.names.count("script") == 1  # the page's own
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
     assert tags.text.count(HOSTILE) >= 4  # shown as it is: the answer, the nearest name, the true name, the reason
     assert hostile_name in tags.text
@@ -192,9 +192,9 @@ def test_the_page_shows_both_curves_for_light_and_dark_paper_with_their_numbers(
     write_report(str(run), str(tmp_path / "images"), str(tmp_path / "truth.json"))
     tags = parse((run / "report.html").read_text(encoding="utf-8"))
     light = [value for name, value in tags.attributes if name == "src" and "svg" in value]
-    dark = [value for name, value in tags.attributes if name == "srcset"]
-    assert len(light) == len(dark) == 2 and not set(light) & set(dark)
-    for chart in light + dark:
+    # each curve in two colours, of which the style shows one; both say the same to those who listen
+    assert len(set(light)) == 4
+    for chart in light:
         drawing = base64.b64decode(chart.partition(",")[2]).decode()
         assert ElementTree.fromstring(drawing).tag.endswith("svg")
         assert "<dc:date>" not in drawing and "http" not in re.sub(

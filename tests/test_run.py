@@ -96,6 +96,9 @@ def test_every_line_is_canonical_json_and_fits_the_schema() -> None:
 def test_the_footer_hashes_the_lines_before_it_and_counts_the_outcomes() -> None:
     lines = result_to_bytes(everything(), FINGERPRINT).split(b"\n")[:-1]
     footer = json.loads(lines[-1])
+    own_hash = footer.pop("footer_sha256")
+    alone = json.dumps(footer, sort_keys=True, separators=(",", ":"))
+    assert own_hash == hashlib.sha256(alone.encode()).hexdigest()
     assert footer == {
         "kind": "footer",
         "shard": 5,
@@ -276,7 +279,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
     of_shard_0 = (tmp_path / "shards" / "000000.jsonl").read_bytes()
     for bad in (b"", good[:-1], good[:-40], good.replace(b"cat", b"cut", 1), good + b"\n", another, of_shard_0):
         path.write_bytes(bad)
-        with pytest.raises(RunError, match=r"shards/000001.jsonl: damaged: .*Delete this file"):
+        with pytest.raises(RunError, match=r"shards/000001.jsonl: damaged: .*rlabel repair"):
             run.read(1)
         with pytest.raises(RunError, match=r"shards/000001.jsonl: damaged"):
             run.merge()

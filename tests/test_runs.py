@@ -45,7 +45,7 @@ def test_a_mask_its_runs_and_its_counts_are_one(mask):
     assert [left, top, right - left, bottom - top] == coco_mask.toBbox(mask_to_rle(mask)).tolist()
 
 
-@given(masks, st.sampled_from([1, 2, 4, 8]), st.data())
+@given(masks, st.sampled_from([1, 2, 3, 4, 8, 11]), st.data())
 @settings(deadline=None)
 def test_any_window_at_any_scale_holds_the_mean_of_each_cell(mask, scale, data):
     cells = [-(-side // scale) for side in mask.shape]

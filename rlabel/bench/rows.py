@@ -69,7 +69,9 @@ def prepare(job: LabelJob, worker: LabelWorker) -> Prepared:
     for shard in job.shards():
         num_regions = labeler.max_regions_per_batch  # a shard begins a batch
         for record in shard.images:
-            image = prepare_image(worker.images, record, labeler.limits, sight=sight_of(labeler.describer))
+            image = prepare_image(
+                worker.images, record, labeler.limits, sight=sight_of(labeler.describer), decoder=labeler.decoder
+            )
             for start in range(0, len(image.regions), labeler.max_regions_per_batch):
                 group = image.regions[start : start + labeler.max_regions_per_batch]
                 if num_regions + len(group) > labeler.max_regions_per_batch:

@@ -42,7 +42,7 @@ _ROWS = (
 @click.option("--compile", is_flag=True, help="Let torch.compile fuse the language model's layers.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch; all CPUs if left out.")
-@click.option("--max-regions-per-batch", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--max-regions-per-batch", type=click.IntRange(1), default=192, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--profile", is_flag=True, help="Also print where the time of the pipeline in this process goes.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the numbers into this file.")

@@ -15,7 +15,9 @@ from rlabel.cli.options import ends_cleanly, print_json
 @click.option("--truth", required=True, help="COCO JSON with categories for the same regions.")
 @click.option("--provenance", help="JSON that says of each region whether training showed its picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@click.option("--images", help="Folder of the pictures: also write RUN/report.html and RUN/sheet.png.")
+@click.option(
+    "--images", help="Folder of the pictures: also write RUN/report.html, its folder RUN/report, and RUN/sheet.png."
+)
 @click.option(
     "--semantic", is_flag=True, help="Also how near answers are to the true names in meaning, by Osprey's protocol."
 )
@@ -63,7 +65,10 @@ def run_evaluate(
     else:
         print(evaluation_to_text(evaluation), end="")
     if images is not None:
+        from rlabel.cli.live import counted_live
         from rlabel.report.page import write_report
 
-        for path in write_report(run, images, truth, evaluation):
+        with counted_live("regions drawn") as beat:
+            written = write_report(run, images, truth, evaluation, beat=beat)
+        for path in written:
             print(f"rlabel: wrote {path}", file=sys.stderr)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 import click
 
+from rlabel.cli.dry_run import Measure, asked_measure, print_plan
+from rlabel.cli.live import shown_live
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
+from rlabel.cli.propose import proposed_first
+from rlabel.cluster.session import import_ray
 from rlabel.config import LabelSettings, load_settings
 from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
 from rlabel.memory import reuse_freed_memory_environment
+from rlabel.proposing.settings import EMBEDDED
 from rlabel.run.directory import RunDirectory
+from rlabel.run.first_look import check_pictures, check_regions
 from rlabel.run.job import LabelJob, open_run, plan_job
+from rlabel.run.lease import LeaseLost, driving
 from rlabel.run.merge import answers_file
 from rlabel.run.profile import PROFILE, profile_text, write_profile
-from rlabel.run.progress import RunProgress, heartbeat
+from rlabel.run.progress import RunProgress
 from rlabel.spans import Profile, recorded, stop_recording
 
 _PROBLEMS_SHOWN = 20
@@ -31,35 +38,86 @@ _ANSWERS = {
 
 @click.command(context_settings={"max_content_width": 110})
 @settings_options(LabelSettings)
-@click.option("--dry-run", is_flag=True, help="Print the plan, the exact prompt and the estimated cost; label nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, the exact prompt and the estimated cost; write nothing.")
+@click.option(
+    "--measure",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="With --dry-run: label N images drawn evenly from the plan in this process, and count hours and GPU-hours from that.",
+)
+@click.option(
+    "--measure-precisions",
+    metavar="LIST",
+    help="With --measure: once at each of float32, bfloat16, float16, int8, nf4, separated by commas.",
+)
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(min=0),
+    help="With --measure: of one GPU (of one CPU where the model runs on those), to say what the run costs.",
+)
+@click.option(
+    "--propose",
+    is_flag=False,
+    flag_value=EMBEDDED,
+    metavar="[PROPOSER]",
+    help="Instead of --regions: find them first, with the embedded proposer or a model; they lie in OUT-regions/regions.json.",
+)
 @ends_cleanly
-def label(config: str | None, dry_run: bool, **flags: Any) -> None:
+def label(
+    config: str | None,
+    propose: str | None,
+    dry_run: bool,
+    measure: int | None,
+    measure_precisions: str | None,
+    price_per_hour: float | None,
+    **flags: Any,
+) -> None:
     """Label every region of a corpus: a category with a score, an abstention, or a failure with its reason.
 
     \b
     Example:
       rlabel label --images photos/ --regions masks.json --vocabulary names.txt --out run/
+      rlabel label --images photos/ --propose --vocabulary names.txt --out run/
       rlabel label --task caption --images photos/ --regions masks.json --out captions/
       rlabel label --task relate --images photos/ --regions masks.json --pairs pairs.json --out relations/
       rlabel label --task refer --images photos/ --regions masks.json --expressions said.json --out referred/
+      rlabel label --config label.yaml --dry-run --measure 20 --measure-precisions float32,bfloat16 --price-per-hour 2.5
 
     Run it again to continue where it stopped. Exit codes: 0 done, 1 stopped by an error, 2 wrong call, 3 too many failures, 130 interrupted.
     """
+    if propose is not None:
+        if dry_run or measure is not None:
+            raise UsageError(
+                "--dry-run: the regions of --propose are not there yet. Run `rlabel propose` first, then give its regions.json with --regions."
+            )
+        stop_on_sigterm()
+        settings = proposed_first(propose, config, flags)
+        run_label(settings, proposed=settings.regions)
+        return
     settings = load_settings(LabelSettings, config, flags)
-    run_label(settings, dry_run=dry_run)
+    asked = asked_measure(settings, dry_run, measure, measure_precisions, price_per_hour)
+    run_label(settings, dry_run=dry_run, measure=asked)
 
 
-def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
-    """Plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings."""
+def run_label(
+    settings: LabelSettings, *, dry_run: bool = False, measure: Measure | None = None, proposed: str | None = None
+) -> None:
+    """Plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings.
+
+    measure: of a dry run, what to measure. proposed: the regions' file where this command found them, for the last line.
+    """
     stop_on_sigterm()
     _refuse_relative_paths_in_a_job(settings)
-    job = plan_job(settings)
-    with job.corpus:
+    check_regions(settings)
+    job = plan_job(settings, meanwhile=None if dry_run or settings.no_ray else import_ray)
+    with job.corpus, ExitStack() as stack:
         if dry_run:
-            _print_plan(job)
+            print_plan(job, measure)
             return
+        check_pictures(job)
         run = open_run(job, under_ray=not settings.no_ray)
-        progress = RunProgress(run, settings.heartbeat_s)
+        lease = stack.enter_context(driving(run, settings.driver_expiry_s))
+        progress = RunProgress(run, settings.heartbeat_s, lease)
         for note in job.vocabulary.notes if job.vocabulary is not None else ():
             print(f"rlabel: vocabulary: {note}", file=sys.stderr)
         for note in job.calibrator_notes:
@@ -73,13 +131,20 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
                 f"rlabel: corpus: {len(job.corpus.problems) - _PROBLEMS_SHOWN} more problems: rlabel validate lists them",
                 file=sys.stderr,
             )
-        progress.write("running")
+        if lease is not None:
+            progress.write("running")
         try:
-            _label(job, run, progress)
+            with shown_live(progress):
+                _label(job, run, progress)
+            progress.check()
             counts = run.merge(results_files=settings.results_files)
+            run.tidy()
             also = _snap_also(job, run)
         except (KeyboardInterrupt, Stopped):
             progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
+            raise
+        except LeaseLost:  # the run is another driver's now, and so is its status
+            progress.give_up()
             raise
         except Exception as error:
             progress.write("failed", error.exit_code if isinstance(error, RlabelError) else 1, str(error))
@@ -109,6 +174,7 @@ def run_label(settings: LabelSettings, *, dry_run: bool = False) -> None:
                 "regions_per_s": status.regions_per_s,
                 "file": file,
                 **({"also": also} if also else {}),
+                **({"proposed": proposed} if proposed else {}),
             }  # fmt: skip
         )
         if too_many:
@@ -138,6 +204,7 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
         finally:
             stop_recording()
         return
+    from rlabel.cluster.metrics import measured
     from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
     from rlabel.cluster.session import ray_session
 
@@ -150,6 +217,7 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
         num_actors, gpus = choose_actors(ray, settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor)
         options = PoolOptions(
             num_actors=min(num_actors, max(1, run.num_shards)),
+            most_actors=0 if settings.num_actors else run.num_shards,
             gpus_per_actor=gpus,
             cpus_per_actor=settings.cpus_per_actor,
             max_attempts=settings.max_attempts,
@@ -159,7 +227,8 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
             environment=reuse_freed_memory_environment() if gpus == 0 else {},
             profile=settings.profile,
         )
-        pool = ShardPool(ray, LabelWorker, (spec,), run, options)
+        pool = ShardPool(ray, measured(LabelWorker), (spec,), run, options)
+        progress.actors = pool.status
         print(
             f"rlabel: {options.num_actors} actors, {run.num_shards - len(run.committed())} shards to do",
             file=sys.stderr,
@@ -201,6 +270,7 @@ def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
         thesaurus=settings.thesaurus,
         results_files=settings.results_files,
         heartbeat_s=settings.heartbeat_s,
+        driver_expiry_s=settings.driver_expiry_s,
     )
 
 
@@ -233,56 +303,3 @@ def _refuse_relative_paths_in_a_job(settings: LabelSettings) -> None:
         raise UsageError(
             f"--out {settings.out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL."
         )
-
-
-def _print_plan(job: LabelJob) -> None:
-    from rlabel.regiongpt.assembly import load_processor
-    from rlabel.regiongpt.quantization import count_parameters
-    from rlabel.run.questions import example_question
-
-    settings, plan, unit = job.settings, job.plan, job.manifest.unit
-    prompt = load_processor(str(job.model)).prompt(example_question(settings))
-    parameters = count_parameters(job.model)
-    language = parameters.get("language_model", 0)
-    print(f"task              {settings.task}" + (f", {settings.mode}" if settings.task == "classify" else ""))
-    print(f"images            {plan.num_images}")
-    print(f"{unit:17s} {plan.num_regions}")
-    print(f"shards            {plan.num_shards} (at most {settings.images_per_shard} images each)")
-    if job.vocabulary is not None:
-        print(f"categories        {len(job.vocabulary.categories)} ({job.vocabulary.name})")
-    print(
-        f"model             {job.model.name}: "
-        + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
-    )
-    print(f"prompt            {prompt.text!r}")
-    if settings.task != "refer" and settings.mode == "separate":
-        tokens = plan.num_images * len(prompt.prefix_ids) + plan.num_regions * (len(prompt.suffix_ids) + 4)
-        print(
-            f"prompt tokens     {len(prompt.prefix_ids)} an image, shared by its {unit}, and {len(prompt.suffix_ids)} a {unit[:-1]}"
-        )
-        print(
-            f"language model    about {tokens} tokens, {2 * language * tokens / 1e12:.3f} TFLOP (4 answer tokens a {unit[:-1]} assumed)"
-        )
-    print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of answers")
-    print(f"time              {_time_estimate(job)}")
-
-
-def _time_estimate(job: LabelJob) -> str:
-    status = None
-    try:
-        run = RunDirectory.open(open_store(job.settings.out))
-        from rlabel.run.status import read_status
-
-        status = read_status(run.store)
-    except RlabelError:
-        pass
-    if status is not None and status.regions_per_s:
-        left = (status.regions_total - status.regions_done) / status.regions_per_s
-        return f"{left / 3600:.2f} h for what is left, at the {status.regions_per_s:.1f} {status.unit}/s this run had ({heartbeat(status)})"
-    return "unknown until a run has begun: label a part with --limit into another --out, its last line gives the rate"
-
-
-def open_store(url: str) -> Any:
-    from rlabel.storage import Store
-
-    return Store.open(url)

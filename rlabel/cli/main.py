@@ -10,6 +10,7 @@ import rlabel
 
 _COMMANDS = {
     "label": "Label the regions of a corpus and write COCO.",
+    "propose": "Find regions in bare pictures, for `label` to read.",
     "train": "Fine-tune a labeler on labeled COCO.",
     "evaluate": "Compare a run with the truth.",
     "evaluate-captions": "Compare a run's captions with human ones.",
@@ -18,9 +19,15 @@ _COMMANDS = {
     "snap": "Snap a run's answers to another vocabulary, without the model.",
     "vocabulary": "Check a vocabulary before it is used.",
     "audit": "List human labels that a run contradicts.",
+    "report": "Write a page to look at: numbers, curves, and a gallery of regions to review.",
+    "review": "Apply what people decided on that page.",
     "status": "Say how far a run is.",
+    "repair": "Find a run's damaged shards and take them out, to be made anew.",
+    "convert": "Turn masks or boxes of another layout into COCO.",
+    "export": "Write a run's labels for another tool: YOLO, VOC, CVAT and others.",
     "validate": "Check a corpus before it is labeled or trained on.",
     "ask": "Ask about regions of one picture.",
+    "doctor": "Say what a model can do, its memory, and what is missing here.",
     "bench": "Measure how fast this machine labels.",
     "ablate": "Train small models and print RegionGPT's tables with ours beside them.",
     "assemble": "Build a fresh RegionGPT from a vision tower and a language model.",

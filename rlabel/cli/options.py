@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from rlabel.cli.plain_streams import plain_streams
 from rlabel.errors import RlabelError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -72,16 +73,19 @@ def ends_cleanly(function: _F) -> _F:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         share_cores()
-        try:
-            return function(*args, **kwargs)
-        except RlabelError as error:
-            print(f"rlabel: {error}", file=sys.stderr, flush=True)
-            sys.exit(error.exit_code)
-        except (KeyboardInterrupt, Stopped):
-            print(
-                "rlabel: stopped; what is done stays. Run the same command again to go on.", file=sys.stderr, flush=True
-            )
-            sys.exit(INTERRUPTED)
+        with plain_streams():
+            try:
+                return function(*args, **kwargs)
+            except RlabelError as error:
+                print(f"rlabel: {error}", file=sys.stderr, flush=True)
+                sys.exit(error.exit_code)
+            except (KeyboardInterrupt, Stopped):
+                print(
+                    "rlabel: stopped; what is done stays. Run the same command again to go on.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                sys.exit(INTERRUPTED)
 
     return wrapper  # type: ignore[return-value]
 

@@ -15,6 +15,7 @@ from rlabel.errors import RlabelError
 if TYPE_CHECKING:
     from rlabel.config import Fallback
     from rlabel.run.directory import RunDirectory
+    from rlabel.run.lease import Lease
     from rlabel.run.resnap import SnapJob
     from rlabel.vocabulary.embedding import TextEmbedder
     from rlabel.vocabulary.thesaurus import Thesaurus
@@ -130,8 +131,10 @@ def snap_jobs(
     partial: bool = False,
     results_files: bool = False,
     heartbeat_s: float = 10.0,
+    driver_expiry_s: float = 60.0,
 ) -> list[dict[str, Any]]:
     """Snap a run to several vocabularies, one after the other, and return what the last line of the command says of each."""
+    from rlabel.run.lease import driving
     from rlabel.run.resnap import open_snapped, scores_of
     from rlabel.vocabulary.snapping import Snapper
     from rlabel.vocabulary.thesaurus import load_thesaurus
@@ -147,10 +150,11 @@ def snap_jobs(
         for note in scores_of(source, job):
             print(f"rlabel: {job.where}: {note}", file=sys.stderr)
     runs = [open_snapped(source, job) for job in jobs]
-    return [
-        _snap_one(source, run, job, tools, partial, results_files, heartbeat_s)
-        for run, job in zip(runs, jobs, strict=True)
-    ]
+    documents = []
+    for run, job in zip(runs, jobs, strict=True):
+        with driving(run, driver_expiry_s) as lease:
+            documents.append(_snap_one(source, run, job, tools, partial, results_files, heartbeat_s, lease))
+    return documents
 
 
 def _snap_one(
@@ -161,7 +165,10 @@ def _snap_one(
     partial: bool,
     results_files: bool,
     heartbeat_s: float,
+    lease: Lease | None,
 ) -> dict[str, Any]:
+    from rlabel.cli.live import shown_live
+    from rlabel.run.lease import LeaseLost
     from rlabel.run.merge import LABELS
     from rlabel.run.progress import RunProgress
     from rlabel.run.resnap import carried_to, snap_run
@@ -171,19 +178,29 @@ def _snap_one(
         embedder, thesaurus = tools()
         return Snapper(job.vocabulary, embedder, job.threshold, job.margin, thesaurus=thesaurus, fallback=job.fallback)
 
-    progress = RunProgress(run, heartbeat_s)
-    progress.write("running")
+    progress = RunProgress(run, heartbeat_s, lease)
+    if lease is None:
+        print(f"rlabel: {job.where}: all shards are there already; writing the labels again", file=sys.stderr)
+    else:
+        progress.write("running")
     try:
         if source.committed() - run.committed():
-            snap_run(source, run, make_snapper, progress.beat, carried_to(source, job))
+            with shown_live(progress):
+                snap_run(source, run, make_snapper, progress.beat, carried_to(source, job))
+        progress.check()
         counts = run.merge(partial=partial, results_files=results_files)
     except (KeyboardInterrupt, Stopped):
         progress.write("stopped", INTERRUPTED, "interrupted; the same command goes on")
+        raise
+    except LeaseLost:  # the run is another driver's now, and so is its status
+        progress.give_up()
         raise
     except Exception as error:
         progress.write("failed", error.exit_code if isinstance(error, RlabelError) else 1, str(error))
         raise
     missing = run.num_shards - len(run.committed())
+    if not missing:
+        run.tidy()
     file = run.store.join(LABELS)
     message = (
         f"{counts.labels} labels, {counts.abstentions} abstentions, {counts.failures} failures of {counts.regions} regions "

@@ -1,7 +1,8 @@
 """Places shards on a pool of actors: one actor call is one shard, committed by the actor. Knows nothing of models or COCO.
 
 A shard is tried a few times, each within a deadline; one that keeps failing is split into its images, and the image that fails even
-alone is recorded as a failure with the reason. Actors that die are replaced. Old attempts may still write: a commit takes the first.
+alone is recorded as a failure with the reason. Actors that die are replaced, on another node where theirs is gone; those that wait for room hold
+nothing up, and get work as soon as a node has it. Old attempts may still write: a commit takes the first.
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import rlabel
+from rlabel.cluster.nodes import ActorPlace, choose_actors, cluster_in_words, introduce
 from rlabel.errors import RlabelError, RunError
 from rlabel.records import Shard, ShardResult
 from rlabel.run.attempts import failed_shard, image_shard, in_words, joined
 from rlabel.run.directory import RunDirectory
+from rlabel.run.status import ActorStatus
+from rlabel.storage import StoreDown
 
 _POLL_S = 1.0
 _PROFILES_S = 60.0
+# How often to look for room on new nodes; how long an actor that cannot start is left out; when to say that none is ready.
+_GROW_S, _LEFT_OUT_S, _TELL_WAIT_S = 10.0, 60.0, 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
+    """num_actors: at the start. most_actors: so many where nodes that join later have room for them; no more than num_actors where left out."""
+
     num_actors: int
+    most_actors: int = 0
     gpus_per_actor: float
     cpus_per_actor: int
     max_attempts: int = 3
@@ -61,9 +71,13 @@ class _Split:
 class _Actor:
     handle: Any
     ready: Any
-    is_ready: bool = False
+    place: ActorPlace | None = None  # once it is ready
     in_flight: dict[Any, _Task] = field(default_factory=dict)
     head_since: float = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        return self.place is not None
 
 
 class ShardPool:
@@ -81,7 +95,9 @@ class ShardPool:
         self.options = options
         self.at_once: int = getattr(worker_class, "shards_at_once", 1)
         # Restarts are ours: a restarted actor of Ray's would take its old calls again, without a count.
+        # Spread, since actors on one node share its memory and its pictures' way in.
         remote = ray.remote(
+            scheduling_strategy="SPREAD",
             num_cpus=options.cpus_per_actor,
             num_gpus=options.gpus_per_actor,
             max_restarts=0,
@@ -97,6 +113,8 @@ class ShardPool:
         self.profiles: list[Any] = []  # what the workers that were there at the end say of their time
         self.num_failed_starts = 0  # in a row
         self.none_ready_since = 0.0
+        self.told_of_waiting = False
+        self.looked_for_room = 0.0
 
     def label(self, shards: Iterable[Shard], on_tick: Callable[[], None] = lambda: None) -> None:
         """Label every shard that is not committed.
@@ -112,9 +130,11 @@ class ShardPool:
         self.waiting.append(_Task(first))
         self.actors = [self._new_actor() for _ in range(self.options.num_actors)]
         try:
-            self.none_ready_since = time.monotonic()
+            self.none_ready_since = self.looked_for_room = time.monotonic()
             exhausted = False
             while True:
+                if not exhausted:
+                    self._grow()
                 exhausted = self._feed(source, exhausted)
                 if exhausted and not self.waiting and not any(actor.in_flight for actor in self.actors):
                     break
@@ -125,6 +145,10 @@ class ShardPool:
         finally:
             for actor in self.actors:
                 self._kill(actor)
+
+    def status(self) -> tuple[ActorStatus, ...]:
+        """Return where the actors are and what they have in flight, for status.json."""
+        return tuple(_actor_status(actor) for actor in self.actors)
 
     def _feed(self, source: Iterator[Shard], exhausted: bool) -> bool:
         """Fill the windows of the actors that are ready; return whether the source is exhausted."""
@@ -172,29 +196,72 @@ class ShardPool:
             if late and not self.ray.wait([next(iter(actor.in_flight))], timeout=0)[0]:
                 self._lost(actor, f"no answer within {self.options.shard_timeout_s:g} s", next(iter(actor.in_flight)))
         if any(actor.is_ready for actor in self.actors):
-            self.none_ready_since = now
-        elif now - self.none_ready_since > self.options.wait_for_actors_s:
+            self.none_ready_since, self.told_of_waiting = now, False
+        else:
+            self._wait_for_actors(now - self.none_ready_since)
+
+    def _wait_for_actors(self, waited_s: float) -> None:
+        """Say once that no actor is ready; raise RunError when that lasts too long."""
+        options = self.options
+        wanted = f"{options.cpus_per_actor} CPU and {options.gpus_per_actor:g} GPU"
+        if waited_s > options.wait_for_actors_s:
             raise RunError(
-                f"Ray: no actor with {self.options.cpus_per_actor} CPU and {self.options.gpus_per_actor:g} GPU could start within "
-                f"{self.options.wait_for_actors_s:g} s. The cluster has {_resources(self.ray)}. "
+                f"Ray: no actor with {wanted} could start within {options.wait_for_actors_s:g} s. {self._cluster_in_words()} "
                 "Lower --gpus-per-actor or --cpus-per-actor, add nodes, or raise --wait-for-actors-s; what is done stays."
             )
+        if waited_s > _TELL_WAIT_S and not self.told_of_waiting:
+            self.told_of_waiting = True
+            print(
+                f"rlabel: no actor with {wanted} is ready after {waited_s:.0f} s; giving up after {options.wait_for_actors_s:g} s. "
+                f"{self._cluster_in_words()}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _cluster_in_words(self) -> str:
+        return cluster_in_words(self.ray, self.options.gpus_per_actor, self.options.cpus_per_actor)
+
+    def _grow(self) -> None:
+        """Start actors that were left out, and more of them where nodes have joined that have room."""
+        options, now = self.options, time.monotonic()
+        wanted = max(options.num_actors, options.most_actors)
+        if len(self.actors) >= wanted or now - self.looked_for_room < _GROW_S:
+            return
+        self.looked_for_room = now
+        if options.most_actors > options.num_actors:
+            room, _ = choose_actors(self.ray, 0, options.gpus_per_actor, options.cpus_per_actor)
+            wanted = max(options.num_actors, min(room, wanted))
+        more = wanted - len(self.actors)
+        if more > 0:
+            print(f"rlabel: starting {more} more actor{'s' * (more > 1)}", file=sys.stderr, flush=True)
+            self.actors += [self._new_actor() for _ in range(more)]
 
     def _take_ready(self, actor: _Actor) -> None:
         try:
-            self.worker_notes = self.ray.get(actor.ready)
+            notes, place = self.ray.get(actor.ready)
         except Exception as error:
-            self.num_failed_starts += 1
             # A constructor that raises will raise again; one that was killed may not.
-            if (
-                getattr(error, "actor_init_failed", False)
-                or self.num_failed_starts > self.options.max_attempts * self.options.num_actors
-            ):
-                raise RunError(f"Ray: a labeling actor cannot start: {_last_line(error)}") from error
+            self._failed_start(actor, _last_line(error), is_final=getattr(error, "actor_init_failed", False))
+            return
+        if place.version != rlabel.__version__:
+            what = f"node {place.node} has rlabel {place.version}, this command is {rlabel.__version__}: labels may differ. Install the same on all nodes."
+            self._failed_start(actor, what, is_final=True)
+            return
+        self.num_failed_starts = 0
+        self.worker_notes, actor.place = notes, place
+
+    def _failed_start(self, actor: _Actor, reason: str, *, is_final: bool) -> None:
+        """Try again. Where that is in vain, leave the actor out for a while: others may stand on better nodes. Raises RunError where there are none."""
+        self.num_failed_starts += 1
+        if not is_final and self.num_failed_starts <= self.options.max_attempts * self.options.num_actors:
             self._replace(actor)
-        else:
-            self.num_failed_starts = 0
-            actor.is_ready = True
+            return
+        if len(self.actors) == 1:
+            raise RunError(f"Ray: a labeling actor cannot start: {reason}")
+        print(f"rlabel: an actor cannot start: {reason} The others go on.", file=sys.stderr, flush=True)
+        self._kill(actor)
+        self.actors.remove(actor)
+        self.looked_for_room = time.monotonic() + _LEFT_OUT_S - _GROW_S
 
     def _take(self, actor: _Actor, ref: Any) -> None:
         try:
@@ -202,6 +269,10 @@ class ShardPool:
         except self.ray.exceptions.RayTaskError as error:
             # Raised by the worker, which lives. Only errors of ours leave it whole for certain: a GPU may be unusable after another.
             cause = getattr(error, "cause", None) or error
+            if isinstance(
+                cause, StoreDown
+            ):  # says nothing of the shard: the run stops, and goes on when the store is there again
+                raise cause from error
             if isinstance(cause, RlabelError):
                 self._again(self._done(actor, ref), in_words(cause))
             else:
@@ -209,7 +280,7 @@ class ShardPool:
         except (
             Exception
         ) as error:  # died, unreachable, killed for its memory, its result lost with a node: of many kinds
-            self._lost(actor, f"the worker died ({in_words(error)[:200]})")
+            self._lost(actor, _end_in_words(error))
         else:
             self._finish(self._done(actor, ref), value)
 
@@ -294,7 +365,7 @@ class ShardPool:
 
     def _new_actor(self) -> _Actor:
         handle = self._start()
-        return _Actor(handle=handle, ready=handle.describe.remote())
+        return _Actor(handle=handle, ready=handle.__ray_call__.remote(introduce))
 
     def _replace(self, actor: _Actor) -> None:
         self._kill(actor)
@@ -307,28 +378,29 @@ class ShardPool:
             print(f"rlabel: an actor could not be ended: {in_words(error)}", file=sys.stderr, flush=True)
 
 
+def _actor_status(actor: _Actor) -> ActorStatus:
+    if actor.place is None:
+        return ActorStatus(node="", pid=None, gpu_ids=(), state="starting", in_flight=0)
+    place = actor.place
+    return ActorStatus(
+        node=place.node, pid=place.pid, gpu_ids=place.gpu_ids, state="ready", in_flight=len(actor.in_flight)
+    )
+
+
 def _task_name(task: _Task) -> str:
     return f"shard {task.shard.index}" + ("" if task.part is None else f", image {task.part}")
+
+
+def _end_in_words(error: Exception) -> str:
+    """Return how a worker ended, in words without ids or kinds of Ray's errors: they go into failures, which must be the same for the same corpus."""
+    if "node has died" in str(error) or "node was terminated" in str(error):
+        return "the worker's node died"
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the worker was ended by Ray, since the node's memory was used up"
+    return "the worker died"
 
 
 def _last_line(error: Exception) -> str:
     """Return the cause of a constructor's error: Ray gives its whole traceback as the message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [in_words(error)])[-1][:600]
-
-
-def _resources(ray: Any) -> str:
-    found = {name: amount for name, amount in sorted(ray.cluster_resources().items()) if name in ("CPU", "GPU")}
-    return ", ".join(f"{amount:g} {name}" for name, amount in found.items()) or "no CPUs"
-
-
-def choose_actors(ray: Any, num_actors: int, gpus_per_actor: float, cpus_per_actor: int) -> tuple[int, float]:
-    """Return (number of actors, GPUs of each) for the connected cluster, where the settings leave them open."""
-    resources = ray.cluster_resources()
-    num_gpus = resources.get("GPU", 0.0)
-    gpus = gpus_per_actor if gpus_per_actor >= 0 else (1.0 if num_gpus >= 1 else 0.0)
-    if num_actors:
-        return num_actors, gpus
-    if gpus > 0:
-        return max(1, int(num_gpus / gpus)), gpus
-    return max(1, min(4, int(resources.get("CPU", 1.0)) // cpus_per_actor)), gpus

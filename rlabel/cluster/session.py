@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +22,16 @@ _PREFIX = "rl-"
 _LOCK = "in-use"
 # Between making a folder and locking it a driver needs milliseconds; Ray's processes outlive a killed driver by up to half a minute.
 _STALE_AFTER_S = 120.0
+_STARTS = 3
+
+
+def import_ray() -> Any:
+    """Return the `ray` module, imported with the environment that it is to see; connects to nothing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    return ray
 
 
 @contextmanager
@@ -30,10 +41,7 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
     num_cpus: logical CPUs of a private Ray, at least those the machine has.
     Raises RunError when the cluster cannot be reached.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    import ray
-
+    ray = import_ray()
     if ray.is_initialized():  # the caller's own session: used, not ended
         yield ray
         return
@@ -57,7 +65,7 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         try:
-            ray.init(**options)
+            _begin(ray, options, attempts=1 if address else _STARTS)
         except SystemExit as error:  # SIGTERM: Ray has put its own handler in the place of the command's
             raise KeyboardInterrupt from error
         except Exception as error:
@@ -74,6 +82,19 @@ def ray_session(address: str | None, num_cpus: int | None = None) -> Iterator[An
         if folder is not None:
             _remove(folder)
             lock.close()
+
+
+def _begin(ray: Any, options: dict[str, Any], attempts: int) -> None:
+    """Call ray.init. A private Ray is tried again: Ray gives its own processes 30 s to start, which a machine with much to do may exceed."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            print("rlabel: Ray's processes did not start in its 30 s; once more", file=sys.stderr, flush=True)
+            ray.shutdown()
 
 
 def _handle_sigterm(handler: Any) -> None:

@@ -37,6 +37,11 @@ from rlabel.storage import open_url
 
 _BATCH_ROWS = 2000
 _MAX_PROBLEMS = 1000
+# What is not written to the temporary file is held in memory: categories, licenses, info.
+_WHOLE = ("info", "licenses", "categories")
+_LONGEST_WHOLE = 1 << 28  # characters of them all together
+_ROW_CHARACTERS = 200  # what holding even an empty one costs
+_MOST_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +100,7 @@ class Corpus:
     def stray_regions(self) -> Iterator[Region]:
         """Return the regions of no image, in file order, each with its `problem`."""
         for joined in self._spool.strays():
-            yield region_of(joined, stray_problem(cast(str, joined.region_text)))
+            yield region_of(joined, joined.twin_note or stray_problem(cast(str, joined.region_text)))
 
     def close(self) -> None:
         self._spool.close()
@@ -222,17 +227,38 @@ class Reading:
         self.takers: dict[str, Callable[[JsonValue], None]] = {
             "annotations": self.take_region,
             "images": self.take_image,
-            **{name: values.append for name, values in self.lists.items()},
+            "licenses": lambda row: self.keep("licenses", row),
+            "categories": lambda row: self.keep("categories", row),
         }
+        self.num_whole = 0
 
     def take(self, member: Member) -> None:
-        self.seen.add(member.name)
+        if member.name in self.takers or len(self.seen) < _MOST_NAMES:
+            self.seen.add(member.name)
         if member.index is None:
             if member.name in ("images", "annotations") and member.value != []:
                 raise InputError(f"{self.where}: {member.name} is not a list. Expected a COCO file: a list of objects.")
-            self.whole[member.name] = member.value
+            if member.name in _WHOLE:
+                self.whole[member.name] = member.value if self.has_room(member.name, member.value) else None
         elif member.name in self.takers:
             self.takers[member.name](member.value)
+
+    def keep(self, name: str, row: JsonValue) -> None:
+        if self.has_room(name, row):
+            self.lists[name].append(row)
+
+    def has_room(self, name: str, value: JsonValue) -> bool:
+        """Return whether a value can be kept in memory. Raises InputError where all of them together are too long for that."""
+        text = row_text(value)
+        if text is None:
+            self.report(name, "nested too deeply; left out")
+            return False
+        self.num_whole += len(text) + _ROW_CHARACTERS
+        if self.num_whole > _LONGEST_WHOLE:
+            raise InputError(
+                f"{self.where}: expected at most {_LONGEST_WHOLE} characters of {', '.join(_WHOLE)}, got more. Leave out what is not needed."
+            )
+        return True
 
     def take_image(self, row: JsonValue) -> None:
         self.num_image_rows += 1
@@ -284,7 +310,7 @@ class Reading:
         self.find_repeated_images()
         self.name_regions()
         for joined in islice(self.spool.strays(), _MAX_PROBLEMS + 1):
-            self.report(_region_where(joined), stray_problem(cast(str, joined.region_text)))
+            self.report(_region_where(joined), joined.twin_note or stray_problem(cast(str, joined.region_text)))
         info: JsonValue = self.whole.get("info")
         licenses: JsonValue = self.lists["licenses"] or self.whole.get("licenses")
         others = canonical_text([info, licenses, self.image_digest.hexdigest(), self.region_digest.hexdigest()])
@@ -301,7 +327,7 @@ class Reading:
     def find_repeated_images(self) -> None:
         for key, count, texts in self.spool.repeated_images():
             rows = [cast(JsonObject, parse_row(text)) for text in texts]
-            names = ", ".join(repr(usable_file_name(row)) for row in rows) + (", ..." if count > len(rows) else "")
+            names = ", ".join(repr(usable_file_name(row))[:80] for row in rows) + (", ..." if count > len(rows) else "")
             shown = verbatim_text(rows[0].get("id"))[:80]
             self.report(
                 f"images, id {shown}",

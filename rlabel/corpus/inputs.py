@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
+from rlabel.corpus.decoding import IN_PROCESS, Decoder
 from rlabel.corpus.images import BadImage, open_picture
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
@@ -47,12 +48,19 @@ class PreparedImage:
 
 
 def prepare_image(
-    store: Store, record: ImageRecord, limits: Limits, *, include_crowds: bool = True, sight: Sight | None = None
+    store: Store,
+    record: ImageRecord,
+    limits: Limits,
+    *,
+    include_crowds: bool = True,
+    sight: Sight | None = None,
+    decoder: Decoder = IN_PROCESS,
 ) -> PreparedImage:
     """Return an image's pixels and masks, with a failure for each region that cannot be labeled.
 
     include_crowds: False makes a failure of each crowd region (iscrowd 1).
     sight: what the model will see of the picture, so that no more of a large one is decoded; it changes nothing else.
+    decoder: where the picture is decoded, which changes nothing of it.
 
     Raises StorageError when the store itself cannot be read now; trying again may help.
     """
@@ -64,7 +72,7 @@ def prepare_image(
     if None in problems:
         try:
             with span("read and decode"):
-                picture = _open(store, record, limits, sight)
+                picture = _open(store, record, limits, sight, decoder)
         except BadImage as error:
             image_problem = str(error)
     regions: list[PreparedRegion] = []
@@ -121,17 +129,19 @@ def _problem_before_opening(region: Region, index: int, limits: Limits, include_
     return None
 
 
-def _open(store: Store, record: ImageRecord, limits: Limits, sight: Sight | None) -> PixelsHWC | LargePicture:
+def _open(
+    store: Store, record: ImageRecord, limits: Limits, sight: Sight | None, decoder: Decoder
+) -> PixelsHWC | LargePicture:
     """Return the picture if it has the size that its row states. Raises BadImage."""
     if record.file_name is None:
         raise BadImage("the image row has no usable file_name")
     try:
-        picture = open_picture(store, record.file_name, limits, sight)
+        picture = open_picture(store, record.file_name, limits, sight, decoder)
     except BadImage:
         # The end of a coco_url is a guess at where the file lies: in a folder of the split, or directly in the root.
         if record.row.get("file_name") == record.file_name or "/" not in record.file_name:
             raise
-        picture = open_picture(store, posixpath.basename(record.file_name), limits, sight)
+        picture = open_picture(store, posixpath.basename(record.file_name), limits, sight, decoder)
     height, width = _size(picture)
     stated = (record.width_px or width, record.height_px or height)
     if stated != (width, height):

@@ -8,7 +8,9 @@ from rlabel.errors import UsageError
 
 # Pillow itself refuses twice its MAX_IMAGE_PIXELS (Image.py, _decompression_bomb_check); a larger cap could not be
 # kept.
-_PILLOW_MAX_PIXELS = 178_956_970
+PILLOW_MAX_PIXELS = 178_956_970
+# Rows of one image that are read as its own: an image is held in memory with all its regions.
+MOST_REGIONS_READ = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,18 @@ class Limits:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"limits: {name} must be a whole number of at least 1, got {value!r}")
-        if self.max_pixels > _PILLOW_MAX_PIXELS:
+        if self.max_pixels > PILLOW_MAX_PIXELS:
             raise UsageError(
-                f"limits: max_pixels is {self.max_pixels}, but the image reader takes at most {_PILLOW_MAX_PIXELS}. "
+                f"limits: max_pixels is {self.max_pixels}, but the image reader takes at most {PILLOW_MAX_PIXELS}. "
                 "Scale larger pictures down, or cut them into tiles."
             )
+
+
+# For what a run has labeled already: the limits that it had then are not to be judged again.
+WIDEST = Limits(
+    max_pixels=PILLOW_MAX_PIXELS,
+    max_file_bytes=2**40,
+    max_regions_per_image=2**40,
+    max_polygon_points=2**40,
+    max_polygon_outline_px=2**40,
+)

@@ -68,10 +68,34 @@ def _refusal(name: str) -> Callable[[Any], NoReturn]:
     return refuse
 
 
+def _with_plain_keys(load: Callable[[Any], None], *, is_one: bool) -> Callable[[Any], None]:
+    """Return what sets items of a dict, after a look at the keys.
+
+    A tuple is hashed anew through all that it holds, and may hold the same tuple many times over: 60 of them, one in the
+    other, never come to an end.
+    """
+
+    def check(machine: Any) -> None:
+        keys = machine.stack[-2:-1] if is_one else machine.stack[::2]
+        for key in keys:
+            if not isinstance(key, str | int | float | None):
+                raise _Refused(f"a dict with a {type(key).__name__} for a key")
+        load(machine)
+
+    return check
+
+
+_SET_ITEMS = {"SETITEM": True, "SETITEMS": False, "DICT": False}
+
+
 class _PlainUnpickler(pickle._Unpickler):
     dispatch = {
         code: pickle._Unpickler.dispatch[code] if name in _PLAIN_OPCODES else _refusal(name)
         for code, name in _NAMES.items()
+    } | {
+        code: _with_plain_keys(pickle._Unpickler.dispatch[code], is_one=_SET_ITEMS[name])
+        for code, name in _NAMES.items()
+        if name in _SET_ITEMS
     }
 
     def __init__(self, stream: io.BytesIO) -> None:

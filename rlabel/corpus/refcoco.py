@@ -132,7 +132,7 @@ class _RefsReading:
                         f"{self.where}: expected references that are each in the file once, got a pickle that repeats its values "
                         "more often than it has bytes. Download the file again."
                     )
-                self.take(f"{self.where}, ref {str(row.get('ref_id'))[:40]}", row, sentences)
+                self.take(f"{self.where}, ref {_shown(row.get('ref_id'))}", row, sentences)
         self.check()
 
     def take(self, which: str, row: dict[str, JsonValue], sentences: list[JsonValue]) -> None:
@@ -141,7 +141,7 @@ class _RefsReading:
             return self.problems.skip(which, f"it has no sentence of at most {_LONGEST_EXPRESSION} characters")
         identity = region_id_key(row.get("ann_id"))
         found = self.spool.database.execute(_REGION, (identity,)).fetchall()
-        shown = str(row.get("ann_id"))[:40]
+        shown = _shown(row.get("ann_id"))
         if len(found) != 1:
             return self.problems.skip(
                 which, f"{'several' if found else 'no'} annotations of {INSTANCES} have its ann_id {shown}"
@@ -188,6 +188,11 @@ class _RefsReading:
             f"{self.where}, row {number}: expected a reference with split, ann_id and sentences, got {str(keys)[:120]}. "
             "Take the file as RefCOCO publishes it, or as JSON with the same keys."
         )
+
+
+def _shown(value: object) -> str:
+    """Return an id for a message. A list of a pickle may hold itself many times over, and would be printed for days."""
+    return str(value)[:40] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _expression(sentence: JsonValue) -> str | None:

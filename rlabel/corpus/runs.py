@@ -45,41 +45,54 @@ class Runs:
 
     def bitmap(self, left: int, top: int, right: int, bottom: int) -> MaskHW:
         """Return a window of the mask: bool (bottom - top, right - left), True inside, C order."""
-        x_N, from_N, to_N = self._within(left, top, right, bottom)
-        steps_wh = np.zeros((right - left, bottom - top + 1), dtype=np.int8)
-        # No piece touches the next, so that no place is written twice.
-        steps_wh[x_N - left, from_N - top] = 1
-        steps_wh[x_N - left, to_N - top] = -1
-        inside_wh = steps_wh[:, :-1].cumsum(axis=1, dtype=np.int8)
-        return np.ascontiguousarray(inside_wh.T).view(np.bool_)
+        out_hw = np.zeros((bottom - top, right - left), dtype=np.uint8)
+        self._cover(out_hw, left, top, 1, 1)
+        return out_hw.view(np.bool_)
 
     def shares(self, left: int, top: int, right: int, bottom: int, scale: int) -> npt.NDArray[np.uint8]:
         """Return how much of each cell of scale x scale pixels is inside, 255 for all of it. uint8, rounded.
 
         The window is given in cells, counted from the picture's corner; what it holds is (bottom - top, right - left).
+        scale: 1 to 11, so that 255 for each pixel of a cell is a 16-bit number.
         """
         out_hw = np.zeros((bottom - top, right - left), dtype=np.uint8)
-        x_N, from_N, to_N = self._within(left * scale, top * scale, right * scale, bottom * scale)
+        self._cover(out_hw, left, top, scale, 255)
+        return out_hw
+
+    def _cover(self, out_hw: npt.NDArray[np.uint8], left: int, top: int, scale: int, full: int) -> None:
+        """Write into a window of zeros how much of each cell is inside, `full` for all of it.
+
+        A piece adds where it begins and takes away where it ends; summed down the columns that is the cover. Neighbouring
+        columns are the digits of one 64-bit number and are summed together: carries between digits cancel, since in the
+        end each digit is in its range.
+        """
+        height, width = out_hw.shape
+        x_N, from_N, to_N = self._within(left * scale, top * scale, (left + width) * scale, (top + height) * scale)
         if not x_N.size:
-            return out_hw
+            return
         # Only where the mask is: it may fill a small part of the window.
         first_column, after_column = int(x_N[0]) // scale, int(x_N[-1]) // scale + 1
         first_row, after_row = int(from_N.min()) // scale, (int(to_N.max()) - 1) // scale + 1
-        steps_wh = np.zeros((after_column - first_column, after_row - first_row + 2), dtype=np.int16)
-        steps = steps_wh.ravel()
-        corner_N = (x_N // scale - first_column) * steps_wh.shape[1] - first_row
-        for sign, rows_N in ((1, from_N), (-1, to_N)):
+        digit = np.dtype("<u1" if scale == 1 else "<u2")
+        num_digits = 8 // digit.itemsize
+        num_words = -(-(after_column - first_column) // num_digits)
+        words = np.zeros((after_row - first_row + 2, num_words), dtype="<u8")
+        sums = words.ravel()
+        column_N = x_N // scale - first_column
+        shift_N = column_N % num_digits * (8 * digit.itemsize)
+        each_N = np.uint64(full if scale == 1 else 1) << shift_N.astype(np.uint64)
+        for change, rows_N in ((np.add, from_N), (np.subtract, to_N)):
             cell_N = rows_N // scale
-            below_N = (rows_N - cell_N * scale).astype(np.int16)
+            place_N = (cell_N - first_row) * num_words + column_N // num_digits
+            below_N = (rows_N - cell_N * scale).astype(np.uint64)
             # From this row on every cell is covered: so many rows of its own cell, and all of those below it.
-            np.add.at(steps, corner_N + cell_N, sign * (scale - below_N))
-            np.add.at(steps, corner_N + cell_N + 1, sign * below_N)
-        covered_wh = steps_wh[:, :-2].cumsum(axis=1, dtype=np.int16)
-        in_255 = (np.arange(scale**2 + 1) * 255 * 2 + scale**2) // (2 * scale**2)
-        out_hw[first_row - top : after_row - top, first_column - left : after_column - left] = in_255.astype(np.uint8)[
-            covered_wh
-        ].T
-        return out_hw
+            change.at(sums, place_N, each_N * (np.uint64(scale) - below_N))
+            if scale > 1:
+                change.at(sums, place_N + num_words, each_N * below_N)
+        covered = np.add.accumulate(words, axis=0, out=words)[:-2].view(digit)[:, : after_column - first_column]
+        if scale > 1:
+            covered = (covered * np.uint16(2 * full) + np.uint16(scale**2)) // np.uint16(2 * scale**2)
+        out_hw[first_row - top : after_row - top, first_column - left : after_column - left] = covered
 
     def cell_shares(self, height: int, width: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float32]:
         """Return how much is inside of each of the equal cells that a picture of height x width pixels is cut into.

@@ -13,20 +13,30 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from rlabel.corpus.limits import MOST_REGIONS_READ
+
 _TABLES = """
 CREATE TABLE images (seq INTEGER PRIMARY KEY, image_key, row TEXT NOT NULL);
 CREATE TABLE regions (seq INTEGER PRIMARY KEY, image_key, id_key, row TEXT NOT NULL, label TEXT);
 CREATE TABLE twins (image_key PRIMARY KEY, first_seq INTEGER NOT NULL, note TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE names (seq INTEGER PRIMARY KEY, key TEXT NOT NULL);
 CREATE TABLE strays (seq INTEGER PRIMARY KEY);
+CREATE TABLE long_rows (seq INTEGER PRIMARY KEY, row TEXT NOT NULL);
 """
+# Rows of images longer than this many characters lie apart: the join gives an image's row with each of its regions, and
+# 10,000 copies of a megabyte would fill any memory.
+_LONG_ROW = 2000
 _INDEXES = """
 CREATE INDEX images_key ON images (image_key);
 CREATE INDEX regions_image ON regions (image_key);
 CREATE INDEX regions_id ON regions (id_key) WHERE id_key IS NOT NULL;
-INSERT INTO strays SELECT seq FROM regions
-    WHERE NOT EXISTS (SELECT 1 FROM images WHERE images.image_key = regions.image_key);
 """
+_FIND_STRAYS = """
+INSERT INTO strays SELECT seq FROM regions
+    WHERE NOT EXISTS (SELECT 1 FROM images WHERE images.image_key = regions.image_key)
+"""
+_CROWDED = "SELECT image_key FROM regions WHERE image_key IS NOT NULL GROUP BY image_key HAVING count(*) > ?"
+_LAST_READ = "SELECT seq FROM regions INDEXED BY regions_image WHERE image_key = ? ORDER BY seq LIMIT 1 OFFSET ?"
 # Images by seq on the outside, their regions through the index on the inside: both come in file order without any
 # sorting.
 JOINED = """
@@ -37,8 +47,9 @@ LEFT JOIN names n ON n.seq = r.seq
 WHERE t.first_seq IS NULL OR t.first_seq = i.seq
 ORDER BY i.seq, r.seq
 """
+# No key of an image is that text: see `rows.image_key`.
 _STRAYS = """
-SELECT 0, '', NULL, r.seq, r.id_key, n.key, r.row, r.label
+SELECT 0, '', CASE r.image_key WHEN 'surplus' THEN 'its image has more regions than the {most} that are read' END, r.seq, r.id_key, n.key, r.row, r.label
 FROM strays s JOIN regions r ON r.seq = s.seq LEFT JOIN names n ON n.seq = r.seq ORDER BY s.seq
 """
 
@@ -87,6 +98,7 @@ class Spool:
     def __init__(self, folder: str | None) -> None:
         handle, self.path = tempfile.mkstemp(prefix="rlabel-corpus-", suffix=".sqlite", dir=folder)
         os.close(handle)
+        self.has_long_rows = False
         try:
             self.database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             # Nobody reads this file after a crash: no journal, no syncing.
@@ -103,7 +115,14 @@ class Spool:
         self.database.execute("BEGIN")
 
     def add_images(self, rows: Iterable[ImageRow]) -> None:
-        self.database.executemany("INSERT INTO images VALUES (?,?,?)", rows)
+        short = []
+        for row in rows:
+            if len(row.text) > _LONG_ROW:
+                self.database.execute("INSERT INTO long_rows VALUES (?,?)", (row.seq, row.text))
+                self.has_long_rows = True
+                row = row._replace(text="")
+            short.append(row)
+        self.database.executemany("INSERT INTO images VALUES (?,?,?)", short)
 
     def add_regions(self, rows: Iterable[RegionRow]) -> None:
         self.database.executemany("INSERT INTO regions VALUES (?,?,?,?,?)", rows)
@@ -112,6 +131,12 @@ class Spool:
         """Index what was added; after this `add_twin` and `add_names`, and the reading."""
         for statement in _INDEXES.split(";"):
             self.database.execute(statement)
+        for (key,) in self.database.execute(_CROWDED, (MOST_REGIONS_READ,)).fetchall():
+            ((last,),) = self.database.execute(_LAST_READ, (key, MOST_REGIONS_READ - 1))
+            self.database.execute(
+                "UPDATE regions SET image_key = 'surplus' WHERE image_key = ? AND seq > ?", (key, last)
+            )
+        self.database.execute(_FIND_STRAYS)
 
     def repeated_images(self) -> Iterator[tuple[Key, int, list[str]]]:
         """Return key, number of rows and the first row texts of each image id that several rows share."""
@@ -119,8 +144,8 @@ class Spool:
             "SELECT image_key, count(*), min(seq) FROM images GROUP BY image_key HAVING count(*) > 1 ORDER BY min(seq)"
         )
         for key, count, _ in self.database.execute(query):
-            rows = self.database.execute("SELECT row FROM images WHERE image_key = ? ORDER BY seq LIMIT 3", (key,))
-            yield key, count, [text for (text,) in rows]
+            rows = self.database.execute("SELECT row, seq FROM images WHERE image_key = ? ORDER BY seq LIMIT 3", (key,))
+            yield key, count, [text or self._long_row(seq) for text, seq in rows]
 
     def add_twin(self, key: Key, note: str) -> None:
         self.database.execute(
@@ -160,11 +185,28 @@ class Spool:
 
     def joined(self) -> Iterator[JoinedRow]:
         """Return images in file order, each with its regions in file order."""
-        return map(JoinedRow._make, self.database.execute(JOINED))
+        rows = map(JoinedRow._make, self.database.execute(JOINED))
+        return self._with_long_rows(rows) if self.has_long_rows else rows
+
+    def _with_long_rows(self, rows: Iterator[JoinedRow]) -> Iterator[JoinedRow]:
+        """Yield the rows of the join with long texts of images put in, one text for all regions of an image."""
+        seq, text = 0, ""
+        for row in rows:
+            if not row.image_text:
+                if row.image_seq != seq:
+                    seq, text = row.image_seq, self._long_row(row.image_seq)
+                row = row._replace(image_text=text)
+            yield row
+
+    def _long_row(self, seq: int) -> str:
+        return str(self.database.execute("SELECT row FROM long_rows WHERE seq = ?", (seq,)).fetchone()[0])
 
     def strays(self) -> Iterator[JoinedRow]:
-        """Return the regions that no image has, in file order; their image fields are empty."""
-        return map(JoinedRow._make, self.database.execute(_STRAYS))
+        """Return the regions that no image has, or no image can hold, in file order; their image fields are empty.
+
+        twin_note: why an image that is there has no room for it.
+        """
+        return map(JoinedRow._make, self.database.execute(_STRAYS.format(most=MOST_REGIONS_READ)))
 
     def close(self) -> None:
         self.database.close()

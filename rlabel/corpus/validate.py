@@ -13,6 +13,7 @@ from rlabel.corpus.inputs import prepare_image
 from rlabel.corpus.json_stream import Member, stream_members
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, rasterise
+from rlabel.corpus.rows import row_text
 from rlabel.records import ImageRecord, JsonObject, JsonValue
 from rlabel.schema_files import load_schema
 from rlabel.storage import Store, open_url
@@ -59,6 +60,9 @@ def _row_problems(regions_url: str, categories: JsonValue) -> Iterator[Problem]:
             where = _where(member)
             # Masks are checked by drawing them, with better words and much faster than number by number.
             row = _without_segmentation(member.value)
+            if row_text(row) is None:  # the messages below print it
+                yield Problem(where=where, what="nested too deeply", severity="warning")
+                continue
             for error in validators[member.name].iter_errors(row):
                 path = ".".join(str(step) for step in error.absolute_path)
                 what = f"{path}: {error.message}" if path else error.message

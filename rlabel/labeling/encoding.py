@@ -13,6 +13,8 @@ from torch import Tensor
 
 from rlabel.regiongpt.processing import RegionGPTProcessor, RegionInputs
 
+_FINISHED_AT_ONCE = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
@@ -61,7 +63,7 @@ def to_device_batch(
     ]
     zoom_pixels = zoom_masks = None
     if crops:
-        zoom_pixels, zoom_masks = processor.image_processor.finish_zoom(torch.cat(crops).to(device), keep)
+        zoom_pixels, zoom_masks = _finished(torch.cat(crops).to(device), processor, keep)
     return DeviceBatch(
         pixels_B3SS=torch.stack([item.pixels_3SS for item in inputs]).to(device),
         region_masks_RGG=torch.cat([item.region_masks_RGG for item in inputs]).to(device),
@@ -70,6 +72,18 @@ def to_device_batch(
         zoom_masks_ZSS=zoom_masks,
         zoom_region_index_Z=torch.cat(index).to(device) if index else None,
     )
+
+
+def _finished(crops_Z4SS: Tensor, processor: RegionGPTProcessor, keep: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what the processor's `finish_zoom` does, crop by crop the same, without what it takes in between for all at once."""
+    if isinstance(keep, Tensor) or len(crops_Z4SS) <= _FINISHED_AT_ONCE:
+        return processor.image_processor.finish_zoom(crops_Z4SS, keep)
+    pixels_Z3SS = torch.empty_like(crops_Z4SS[:, :3], dtype=torch.float32)
+    masks_ZSS = torch.empty_like(crops_Z4SS[:, 0], dtype=torch.float32)
+    for start in range(0, len(crops_Z4SS), _FINISHED_AT_ONCE):
+        part = slice(start, start + _FINISHED_AT_ONCE)
+        pixels_Z3SS[part], masks_ZSS[part] = processor.image_processor.finish_zoom(crops_Z4SS[part], keep)
+    return pixels_Z3SS, masks_ZSS
 
 
 def only_regions(inputs: RegionInputs, regions: Sequence[int]) -> RegionInputs:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from rlabel.corpus.decoding import IN_PROCESS, Decoder
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
@@ -89,6 +90,7 @@ class Labeler:
         self.min_score = min_score
         self.max_regions_per_batch = max_regions_per_batch
         self.limits = limits or Limits()
+        self.decoder: Decoder = IN_PROCESS  # a worker sets its own
         self.include_crowds = include_crowds
         self.stages = Stages(num_prepare)
 
@@ -117,7 +119,12 @@ class Labeler:
         """Yield the model inputs of an image, so many regions at a time as a batch takes, and the failures met on the way."""
         size = self.max_regions_per_batch
         image: PreparedImage | None = prepare_image(
-            images, record, self.limits, include_crowds=self.include_crowds, sight=sight_of(self.describer)
+            images,
+            record,
+            self.limits,
+            include_crowds=self.include_crowds,
+            sight=sight_of(self.describer),
+            decoder=self.decoder,
         )
         assert image is not None
         lost: dict[str, Outcome] = {failure.region.key: failure for failure in image.failures}

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from rlabel.corpus.decoding import IN_PROCESS, Decoder
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, query_failure
 from rlabel.corpus.limits import Limits
 from rlabel.labeling.askers import Asked, Asker, Chosen
@@ -69,6 +70,7 @@ class QueryLabeler:
         self.asker = asker
         self.max_regions_per_batch = max_regions_per_batch
         self.limits = limits or Limits()
+        self.decoder: Decoder = IN_PROCESS  # a worker sets its own
         self.include_crowds = include_crowds
         self.stages = Stages(num_prepare)
 
@@ -104,7 +106,12 @@ class QueryLabeler:
         named = {key for query in queries if query.problem is None for key in regions_of(query)}
         wanted = replace(record, regions=tuple(region for region in record.regions if region.key in named))
         image: PreparedImage | None = prepare_image(
-            images, wanted, self.limits, include_crowds=self.include_crowds, sight=sight_of(self.asker)
+            images,
+            wanted,
+            self.limits,
+            include_crowds=self.include_crowds,
+            sight=sight_of(self.asker),
+            decoder=self.decoder,
         )
         assert image is not None
         prepared = {item.region.key: item for item in image.regions}

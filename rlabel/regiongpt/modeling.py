@@ -20,6 +20,7 @@ from rlabel.errors import InputError
 from rlabel.regiongpt.configuration import RegionGPTConfig
 from rlabel.regiongpt.places import PlaceConnector, place_of_masks
 from rlabel.regiongpt.pooling import RegionQueries, pool, split_masks
+from rlabel.regiongpt.portions import in_portions
 
 # Modules that bitsandbytes must leave alone; the language model's head is added by name in `quantization`.
 NEVER_QUANTIZED = ("vision_tower", "refinement", "connector", "region_connector", "zoom_connector", "place_connector")
@@ -152,6 +153,11 @@ class RegionGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _tower_maps(self, pixels_BCSS: Tensor, layers: list[int]) -> dict[int, Tensor]:
         """Return {layer: map (B, C, H, W)} of the vision tower; tokens of a ViT are laid out as their grid, class and register tokens left out."""
         pixels_BCSS = pixels_BCSS.to(next(self.vision_tower.parameters()).dtype)
+        if torch.is_grad_enabled() or self.vision_tower.training:
+            return self._maps_at_once(pixels_BCSS, layers)
+        return in_portions(lambda portion_BCSS: self._maps_at_once(portion_BCSS, layers), pixels_BCSS)
+
+    def _maps_at_once(self, pixels_BCSS: Tensor, layers: list[int]) -> dict[int, Tensor]:
         if hasattr(self.vision_tower, "feature_maps"):
             return self.vision_tower.feature_maps(pixels_BCSS, layers)
         states = self.vision_tower(pixel_values=pixels_BCSS, output_hidden_states=True).hidden_states

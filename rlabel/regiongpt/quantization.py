@@ -22,6 +22,7 @@ from rlabel.errors import InputError
 from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import RegionGPTConfig
 from rlabel.regiongpt.modeling import NEVER_QUANTIZED, RegionGPTForConditionalGeneration
+from rlabel.regiongpt.sizes import check_outline, check_sizes
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -74,6 +75,12 @@ def load_model(
     for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        with torch.device("meta"):
+            check_outline(
+                RegionGPTForConditionalGeneration(RegionGPTConfig.from_pretrained(str(folder))),
+                folder,
+                f"--model {path_or_id}",
+            )
         if precision.quantization != "none":
             options = {"quantization_config": _bitsandbytes_config(folder, precision), "device_map": {"": str(device)}}
         loaded: Any = RegionGPTForConditionalGeneration.from_pretrained(
@@ -86,7 +93,7 @@ def load_model(
             **options,
         )
     except Exception as error:  # safetensors, transformers, accelerate and bitsandbytes each have their own kinds
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError | InputError):
             raise
         raise InputError(
             f"--model {path_or_id}: expected whole safetensors that fit its config.json, got {type(error).__name__}: {_first_line(error)}. "
@@ -138,20 +145,26 @@ def check_quantized(model: RegionGPTForConditionalGeneration, precision: Precisi
             f"--quantization {precision.quantization}: the language model ({model.config.text_config.model_type}) has no linear layer that "
             "bitsandbytes can quantize. Use --quantization none."
         )
-    if model.device.type == "cpu":
-        modules = [(name, model.get_submodule(name)) for name in layers]
-        # bitsandbytes 0.50.2 repacks nf4 weights for such CPUs in blocks of 32 x 64, and fails at the first forward where they do not fit.
-        unfit = [
-            f"{name} ({module.in_features} to {module.out_features})" for name, module in modules
-            if getattr(module, "support_avx512bf16_for_cpu", False) and (module.in_features % 64 or module.out_features % 32)  # type: ignore[operator]
-        ]  # fmt: skip
-        if unfit:
-            raise InputError(
-                f"--quantization {precision.quantization}: on this CPU nf4 layers take multiples of 64 numbers and give multiples of 32, got {unfit[0]}. "
-                "Use --quantization int8 or none, or a GPU."
-            )
+    check_layers_fit(model, precision)
     if precision.quantization == "none" and layers:
         raise InputError(f"--quantization none: {layers[0]} is quantized. Load the unquantized folder.")
+
+
+def check_layers_fit(model: Any, precision: Precision) -> None:
+    """Raise InputError where the quantized layers of a model cannot multiply on the device that they are on."""
+    if model.device.type != "cpu":
+        return
+    modules = [(name, model.get_submodule(name)) for name in quantized_layers(model)]
+    # bitsandbytes 0.50.2 repacks nf4 weights for such CPUs in blocks of 32 x 64, and fails at the first forward where they do not fit.
+    unfit = [
+        f"{name} ({module.in_features} to {module.out_features})" for name, module in modules
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (module.in_features % 64 or module.out_features % 32)
+    ]  # fmt: skip
+    if unfit:
+        raise InputError(
+            f"--quantization {precision.quantization}: on this CPU nf4 layers take multiples of 64 numbers and give multiples of 32, got {unfit[0]}. "
+            "Use --quantization int8 or none, or a GPU."
+        )
 
 
 def _set_attention(model: RegionGPTForConditionalGeneration, precision: Precision) -> None:
@@ -221,6 +234,7 @@ def resolve_model(path_or_id: str | Path) -> Path:
         raise InputError(
             f"--model {path_or_id}: expected model.safetensors, got {got}. Save the model as safetensors (save_pretrained does)."
         )
+    check_sizes(folder, f"--model {path_or_id}")
     return folder
 
 
@@ -320,7 +334,7 @@ def _check_config(folder: Path, given: str) -> None:
         raise InputError(
             f"--model {given}: expected {_MADE_BY}, got a folder without config.json. Check the path."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected JSON, got: {_first_line(error)}. Copy or download the folder again."
         ) from error

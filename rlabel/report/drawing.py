@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from rlabel.corpus.limits import Limits
+from rlabel.corpus.limits import WIDEST
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
 from rlabel.records import JsonValue
 from rlabel.report.reading import DrawnRegion
@@ -38,6 +38,8 @@ _UNJUDGED: tuple[Color, ...] = (
 _HALO: Color = (255, 255, 255)
 
 _MAX_UPSCALE = 4.0
+_AROUND = 1.7  # a window's side to its region's longer one
+_LEAST_WINDOW_PX = 96
 _TAG_FONT_PX = 16
 _TAG_PAD_PX = 4
 _MAX_TAG_CHARACTERS = 26
@@ -122,11 +124,30 @@ def draw_regions(
     return picture
 
 
+def window_around(box: JsonValue, height_px: int, width_px: int) -> tuple[int, int, int, int] | None:
+    """Return a square around a box, moved into the picture and cut to it; None (the whole picture) for a box that is none or outside."""
+    sides = [float(v) for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
+    if len(sides) != 4 or not all(abs(side) < 1e9 for side in sides):  # NaN neither
+        return None
+    left, top, width, height = sides
+    if width <= 0 or height <= 0 or left >= width_px or top >= height_px or left + width <= 0 or top + height <= 0:
+        return None
+    side = max(_AROUND * max(width, height), _LEAST_WINDOW_PX)
+
+    def span(middle: float, length_px: int) -> tuple[int, int]:
+        own = min(round(side), length_px)
+        start = min(max(round(middle - side / 2), 0), length_px - own)
+        return start, start + own
+
+    (x0, x1), (y0, y1) = span(left + width / 2, width_px), span(top + height / 2, height_px)
+    return x0, y0, x1, y1
+
+
 def _shape(
     region: DrawnRegion, height_px: int, width_px: int, window: _Rectangle, size: tuple[int, int]
 ) -> _Shape | None:
     try:
-        mask = rasterise(region.segmentation, _box_or_none(region.box_xywh), height_px, width_px, Limits())
+        mask = rasterise(region.segmentation, _box_or_none(region.box_xywh), height_px, width_px, WIDEST)
     except BadRegion:
         return None
     share_HW = mask.resample_window((window[0], window[1], window[2], window[3]), size[1], size[0])

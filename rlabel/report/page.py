@@ -1,30 +1,32 @@
-"""One static page of a run, readable offline: numbers, tables and drawn pictures in a single HTML file."""
+"""One static page of a run, readable offline: numbers, tables and drawn pictures in one HTML file, and the gallery's data in a folder beside it."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import islice
 
 import jinja2
 
-from rlabel.errors import InputError
+from rlabel.errors import InputError, UsageError
 from rlabel.evaluation.auditing import Audit, audit_run
 from rlabel.evaluation.evaluate import evaluate_run
 from rlabel.evaluation.records import CategoryRow, Evaluation, RiskPoint, ScoreWorth
 from rlabel.evaluation.text import bounds, interval, named_accuracies, notes, percent
 from rlabel.report.charts import DARK, LIGHT, reliability_svg, risk_svg
+from rlabel.report.gallery import DEFAULT_MAX_REGIONS, Gallery, write_gallery
 from rlabel.report.sheet import Picture, draw_pictures, run_legend, sheet_to_png
 from rlabel.report.summary import RunSummary, summarise_run
 from rlabel.report.worst import NUM_DRAWN, WorstCase, draw_cases, surest_wrong
+from rlabel.run.directory import MANIFEST, RunDirectory
 from rlabel.storage import Store
 
 REPORT = "report.html"
 SHEET = "sheet.png"
-_TEMPLATE = "templates/report.html.j2"
+_TEMPLATE = "report.html.j2"
 _JPEG_QUALITY = 85
 _MAX_CATEGORIES = 300  # rows of a table on the page
 _NUM_RISKS = 10
@@ -66,14 +68,23 @@ def write_report(
     truth_url: str | None = None,
     evaluation: Evaluation | None = None,
     max_images: int = 12,
+    *,
+    out_url: str | None = None,
+    max_regions: int = DEFAULT_MAX_REGIONS,
+    beat: Callable[[int, int], None] | None = None,
 ) -> tuple[str, ...]:
-    """Write report.html, and sheet.png if there are pictures, into the run's folder and return their full paths.
+    """Write report.html, the folder report/ and, if there are pictures, sheet.png; return the full paths of the page and the sheet.
 
     Without images_url, or when none of its pictures can be opened, the page has no pictures and says so. With a
     truth_url and no evaluation the run is evaluated here; with one the run is audited, too. The same run gives the same bytes.
-    Raises InputError when the run's or the truth's files cannot be read, RunError for a damaged run directory.
+    out_url: the folder to write into, the run's own if left out. max_regions: of the gallery. beat: see `write_gallery`.
+    Raises InputError when the run's or the truth's files cannot be read, UsageError for a max_regions below 1, RunError for a
+    damaged run directory.
     """
+    if max_regions < 1:
+        raise UsageError(f"--max-regions: expected a whole number of at least 1, got {max_regions}.")
     store = Store.open(run_url)
+    out = store if out_url is None else Store.open(out_url)
     if evaluation is None and truth_url is not None:
         evaluation = evaluate_run(run_url, truth_url)
     pictures: list[Picture] = []
@@ -85,15 +96,18 @@ def write_report(
             no_pictures_because = str(error)
     name = store.url.rstrip("/").rsplit("/", 1)[-1]
     worst = None if truth_url is None else _worst_cases(run_url, truth_url, images_url if pictures else None)
-    page = render_page(
-        name, summarise_run(run_url), evaluation, pictures, truth_url is not None, no_pictures_because, worst
-    )
+    summary = summarise_run(run_url)
+    gallery = None
+    if store.exists(MANIFEST) and RunDirectory.open(store).committed():  # some keep labels.json alone
+        images = Store.open(images_url) if images_url is not None and pictures else None
+        gallery = write_gallery(RunDirectory.open(store), out, images, truth_url, max_regions, beat)
+    page = render_page(name, summary, evaluation, pictures, truth_url is not None, no_pictures_because, worst, gallery)
     written = [REPORT]
     if pictures:
-        store.put(SHEET, sheet_to_png(pictures, run_legend(is_judged=truth_url is not None)))
+        out.put(SHEET, sheet_to_png(pictures, run_legend(is_judged=truth_url is not None)))
         written.append(SHEET)
-    store.put(REPORT, page.encode("utf-8", "replace"))
-    return tuple(store.join(path) for path in written)
+    out.put(REPORT, page.encode("utf-8", "replace"))
+    return tuple(out.join(path) for path in written)
 
 
 def render_page(
@@ -104,16 +118,33 @@ def render_page(
     is_judged: bool,
     no_pictures_because: str,
     worst: WorstCases | None = None,
+    gallery: Gallery | None = None,
 ) -> str:
-    """Return the page. Everything that comes from the model or a file is escaped."""
+    """Return the page. Everything that comes from the model or a file is escaped.
+
+    Its policy lets nothing run or load but its own style and scripts, named by their hashes, and what lies beside it:
+    'self' for a server, file: for a page on disk, whose origin some browsers do not count as 'self'.
+    """
+    loader = jinja2.PackageLoader("rlabel.report", "templates")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    css, theme_js, gallery_js = (
+        loader.get_source(environment, name)[0] for name in ("report.css", "theme.js", "gallery.js")
     )
     environment.filters["percent"] = percent
     environment.filters["bounds"] = bounds
     scores = None if evaluation is None else evaluation.scores
-    template = environment.from_string(files("rlabel.report").joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    return environment.get_template(_TEMPLATE).render(
+        css=css,
+        theme_js=theme_js,
+        gallery_js=gallery_js,
+        policy=(
+            f"default-src 'none'; style-src {_source(css)}; img-src 'self' file: data:; base-uri 'none'; form-action 'none'; "
+            f"script-src 'self' file: {_source(theme_js)} {_source(gallery_js)}"
+        ),
+        gallery=gallery,
+        score_bins=_score_bins(summary),
         run_name=run_name,
         summary=summary,
         evaluation=evaluation,
@@ -133,6 +164,18 @@ def render_page(
         if worst
         else [],
     )
+
+
+def _source(text: str) -> str:
+    """Return how a content security policy names an inline style or script: by the hash of what is between the tags."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _score_bins(summary: RunSummary) -> list[tuple[float, int, float]]:
+    """Return (low bound, labels, bar's length in [0, 1]) of each bin of scores, the highest first."""
+    counts = summary.score_bins
+    most = max(1, *counts)
+    return [(index / len(counts), count, count / most) for index, count in enumerate(counts)][::-1]
 
 
 def _unmatched(summary: RunSummary, evaluation: Evaluation | None) -> list[tuple[str, str, str, int]]:

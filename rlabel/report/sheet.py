@@ -131,7 +131,7 @@ def sheet_to_png(pictures: Sequence[Picture], legend: Legend) -> bytes:
         _draw_caption(brush, left, top, picture)
         sheet.paste(picture.image, (left + (TILE_WIDTH_PX - picture.image.width) // 2, top + _CAPTION_PX))
     stream = io.BytesIO()
-    sheet.save(stream, format="PNG", optimize=True)
+    sheet.save(stream, format="PNG")  # optimize=True takes four times as long for 2 % fewer bytes
     return stream.getvalue()
 
 

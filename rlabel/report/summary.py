@@ -19,6 +19,7 @@ from rlabel.records import JsonValue
 from rlabel.storage import Store
 
 NUM_LISTED = 20
+NUM_BINS = 20
 # Distinct texts and reasons that are counted: a run of millions may have as many of them. Later ones are not listed.
 _MAX_DISTINCT = 100_000
 _MAX_FACTS = 40
@@ -37,6 +38,7 @@ class CountRow:
 class RunSummary:
     """What a run holds.
 
+    score_bins: how many labels have a score in each of NUM_BINS equal parts of [0, 1], the lowest first.
     facts: the file's own account of how it was made (info.rlabel), as (name, value).
     categories, unmatched_texts (detail: a nearest name), failures (name: kind, detail: reason): most frequent first.
     """
@@ -50,6 +52,7 @@ class RunSummary:
     decided_by: tuple[CountRow, ...]
     unmatched_texts: tuple[CountRow, ...]
     failures: tuple[CountRow, ...]
+    score_bins: tuple[int, ...] = (0,) * NUM_BINS
 
     @property
     def num_regions(self) -> int:
@@ -66,12 +69,16 @@ def summarise_run(run_url: str) -> RunSummary:
     texts: Counter[tuple[str, str]] = Counter()
     reasons: Counter[tuple[str, str]] = Counter()
     nearest: dict[str, str] = {}
+    bins = [0] * NUM_BINS
     num_labeled = num_abstained = num_failed = 0
     for row in stream_rows(store, LABELS, "annotations"):
         num_labeled += 1
         category_id, attributes = row.get("category_id"), row.get("attributes")
         name = names.get(category_id) if isinstance(category_id, int) else None
         categories[name if name is not None else str(category_id), ""] += 1
+        score = row.get("score")
+        if isinstance(score, int | float) and 0 <= score <= 1:
+            bins[min(int(score * NUM_BINS), NUM_BINS - 1)] += 1
         steps[str(attributes.get("decided_by", "")) if isinstance(attributes, dict) else "", ""] += 1
     for row in read_lines(store, ABSTAINED):
         num_abstained += 1
@@ -93,6 +100,7 @@ def summarise_run(run_url: str) -> RunSummary:
         decided_by=_rows(steps),
         unmatched_texts=_rows(texts),
         failures=_rows(reasons),
+        score_bins=tuple(bins),
     )
 
 

@@ -9,16 +9,14 @@ from rlabel.corpus.images import BadImage, open_image
 from rlabel.corpus.limits import Limits
 from rlabel.evaluation.auditing import Audit, Suspect, suspects_document
 from rlabel.evaluation.reading import LABELS, id_to_text, stream_rows
-from rlabel.records import JsonObject, JsonValue
-from rlabel.report.drawing import draw_regions
+from rlabel.records import JsonObject
+from rlabel.report.drawing import draw_regions, window_around
 from rlabel.report.reading import DrawnRegion
 from rlabel.report.sheet import Picture
 from rlabel.storage import Store
 
 NUM_DRAWN = 12
 _TILE_PX = 300
-_AROUND = 1.7  # the window's side to the region's longer one
-_LEAST_WINDOW_PX = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ def _case(suspect: Suspect, row: JsonObject, file_name: str | None, images: Stor
         box_xywh=row.get("bbox"),
     )
     height_px, width_px = pixels_HWC.shape[:2]
-    window = _window(row.get("bbox"), height_px, width_px)
+    window = window_around(row.get("bbox"), height_px, width_px)
     return WorstCase(
         suspect=suspect,
         picture=Picture(
@@ -76,25 +74,6 @@ def _case(suspect: Suspect, row: JsonObject, file_name: str | None, images: Stor
             image=draw_regions(pixels_HWC, [region], _TILE_PX, _TILE_PX, window_xyxy=window, with_tags=False),
         ),
     )
-
-
-def _window(box: JsonValue, height_px: int, width_px: int) -> tuple[int, int, int, int] | None:
-    """Return a square around a box, moved into the picture and cut to it; None (the whole picture) for a box that is none or outside."""
-    sides = [float(v) for v in box if isinstance(v, int | float)] if isinstance(box, list) else []
-    if len(sides) != 4 or not all(abs(side) < 1e9 for side in sides):  # NaN neither
-        return None
-    left, top, width, height = sides
-    if width <= 0 or height <= 0 or left >= width_px or top >= height_px or left + width <= 0 or top + height <= 0:
-        return None
-    side = max(_AROUND * max(width, height), _LEAST_WINDOW_PX)
-
-    def span(middle: float, length_px: int) -> tuple[int, int]:
-        own = min(round(side), length_px)
-        start = min(max(round(middle - side / 2), 0), length_px - own)
-        return start, start + own
-
-    (x0, x1), (y0, y1) = span(left + width / 2, width_px), span(top + height / 2, height_px)
-    return x0, y0, x1, y1
 
 
 def _rows_by_key(document: JsonObject) -> dict[tuple[str, str], JsonObject]:

@@ -49,7 +49,8 @@ def _stray_failures(shard: Shard) -> list[Outcome]:
 
 def in_words(error: BaseException) -> str:
     """Return an error as one line: its kind and its message, cut to a length that a reason can bear."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    message = " ".join(str(error).split())[:400]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _name(image: ImageRecord) -> str:

@@ -1,4 +1,4 @@
-"""A second process for work on the lines of shards, beside the one that asks: Python runs one thread at a time.
+"""A second process beside the one that asks: for the lines of shards, since Python runs one thread at a time, and for what imports much.
 
 The work is a pure function of its argument, so what comes out is the same with and without that process, and where it dies in
 the middle: then the asking process does the rest itself. The process is started by name, not forked (torch may have threads by
@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
@@ -57,11 +57,7 @@ class Beside:
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         if self._child is not None:
-            for pipe in (self._child.stdin, self._child.stdout):
-                assert pipe is not None
-                with suppress(OSError):  # what was not sent yet cannot be any more
-                    pipe.close()
-            self._child.wait()
+            _end(self._child)
 
     def map(
         self, function: Callable[[_Argument], _Result], items: Iterable[tuple[_Key, _Argument]]
@@ -98,19 +94,41 @@ class Beside:
 
     def _ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Have the process do it. Raises what the function raises, and _Gone."""
-        assert self._child is not None and self._child.stdin is not None and self._child.stdout is not None
+        assert self._child is not None and self._child.stdin is not None
         is_new = function is not self._sent
         try:
             if is_new:
                 _send(self._child.stdin, (True, function))
                 self._sent = function
             _send(self._child.stdin, (False, argument))
-            went_well, value = _received(self._child.stdout)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise _Gone from error
-        if not went_well:
-            raise value
-        return value
+        return _answer(self._child)
+
+
+@contextmanager
+def apart(function: Callable[[_Argument], _Result], argument: _Argument) -> Iterator[Callable[[], _Result]]:
+    """Begin one piece of work in a process that ends with this context, so that what it imports stays out of the asking one. Gives what waits for its result.
+
+    Errors are raised where it is waited for. function: picklable and pure, of a module of rlabel.
+    """
+    child = _started()
+
+    def result() -> _Result:
+        try:
+            answer: _Result = _answer(child)
+            return answer
+        except _Gone:
+            return function(argument)
+
+    try:
+        assert child.stdin is not None
+        with suppress(OSError):  # it is gone already, which is found where its answer is
+            _send(child.stdin, (True, function))
+            _send(child.stdin, (False, argument))
+        yield result
+    finally:
+        _end(child)
 
 
 def _num_cores() -> int:
@@ -127,6 +145,27 @@ def _started() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
+
+
+def _answer(child: subprocess.Popen[bytes]) -> Any:
+    """Return the answer to what was sent to a process. Raises what the function raised there, and _Gone."""
+    assert child.stdout is not None
+    try:
+        went_well, value = _received(child.stdout)
+    except (OSError, EOFError, ValueError) as error:
+        raise _Gone from error
+    if not went_well:
+        raise value
+    return value
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # what was not sent yet cannot be any more
+            pipe.close()
+    child.wait()
 
 
 def _send(pipe: IO[bytes], value: object) -> None:

@@ -4,6 +4,7 @@
     RUN/shards/NNNNNN.jsonl   one shard's result, written once, closed by a footer with its hash
     RUN/labels.json, ...      made from the shards by `merge`, and can be made again
     RUN/status.json           for people and scripts; `rlabel.run.status`
+    RUN/driver-NNNNNN.*       whose process drives it, while one does; `rlabel.run.lease`
 
 Any number of processes may use one directory at once, also those of an earlier driver that still write: a shard is
 written whole by put-if-absent, the first one stays, and all write the same. Knows nothing of Ray, models or time.
@@ -11,6 +12,7 @@ written whole by put-if-absent, the first one stays, and all write the same. Kno
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +21,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO
 
-from rlabel.errors import RunError, UsageError
+from rlabel.errors import RunError, StorageError, UsageError
 from rlabel.records import ShardResult
 from rlabel.run.manifest import Manifest, differing_fields, manifest_from_bytes, manifest_to_bytes
 from rlabel.run.records_io import (
@@ -43,6 +45,7 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 _SHARD_NAME = re.compile(r"([0-9]{6,})\.jsonl")
 _TAIL_BYTES = 16 * 1024
+_CHUNK_BYTES = 1 << 20
 # Shards read ahead of the one in use: reading waits for a disk or a network, and neither it nor hashing holds the interpreter.
 _READERS, _READ_AHEAD = 2, 4
 
@@ -197,11 +200,46 @@ class RunDirectory:
         except DamagedShard as damage:
             raise self.damaged(index, damage) from damage
 
+    def damage_of(self, index: int) -> DamagedShard | None:
+        """Return what is wrong with a committed shard, None if every byte is as committed; in flat memory, however long the file.
+
+        Raises MissingFile when it is gone, StorageError when it cannot be read now.
+        """
+        with self.store.open_read(self.shard_path(index)) as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - _TAIL_BYTES))
+            tail = stream.read(_TAIL_BYTES)
+            try:
+                footer = footer_from_tail(tail)
+                check_footer(footer, index, self.fingerprint)
+            except DamagedShard as damage:
+                return damage
+            left = size - len(tail) + tail.rfind(b"\n", 0, len(tail) - 1) + 1
+            stream.seek(0)
+            digest, rows = hashlib.sha256(), 0
+            while left > 0 and (chunk := stream.read(min(left, _CHUNK_BYTES))):
+                digest.update(chunk)
+                rows += chunk.count(b"\n")
+                left -= len(chunk)
+        if (rows, digest.hexdigest()) != (footer.rows, footer.sha256):
+            return DamagedShard(
+                f"expected {footer.rows} rows with the content hash {footer.sha256} of its footer, got {rows} with {digest.hexdigest()}"
+            )
+        return None
+
     def merge(self, *, partial: bool = False, results_files: bool = False) -> MergeCounts:
         """Make labels.json, abstained.jsonl and failures.jsonl from the shards; see `rlabel.run.merge.merge_run`."""
         from rlabel.run.merge import merge_run
 
         return merge_run(self, partial=partial, results_files=results_files)
+
+    def tidy(self) -> None:
+        """Remove what killed writers left half-written. Call it when every shard is there: a late writer whose file goes has lost nothing then."""
+        try:
+            self.store.remove_leftovers(SHARDS)
+            self.store.remove_leftovers()
+        except StorageError:
+            return  # listings hide what stays
 
     def _footer(self, stream: BinaryIO, index: int) -> Footer:
         size = stream.seek(0, 2)
@@ -226,7 +264,7 @@ class RunDirectory:
         """Return the error that names a shard's file and says what is wrong with it."""
         return RunError(
             f"{self.store.join(self.shard_path(index))}: damaged: {damage}. "
-            "Delete this file and run the same label command again: only this shard is made anew."
+            f"`rlabel repair {self.store.url}` moves it aside (or delete it yourself); the same label command then makes this shard alone anew."
         )
 
 

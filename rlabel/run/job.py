@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import rlabel
@@ -13,11 +15,13 @@ from rlabel.corpus.coco import Corpus, read_corpus
 from rlabel.corpus.sharding import plan_contents, plan_shards
 from rlabel.errors import InputError, UsageError
 from rlabel.records import JsonObject, Shard
+from rlabel.run.beside import apart
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import CorpusSummary, Manifest, PlanSummary, plan_summary
 from rlabel.run.query_rows import NearestPairs, Queries, QueryFile, with_queries
 from rlabel.run.questions import example_question, task_question
 from rlabel.storage import Store
+from rlabel.vlm.families import PlainModel, plan_plain, refuse_what_is_plain
 from rlabel.vocabulary.calibration import Calibrator, check_fits, load_calibrator, threshold_for
 from rlabel.vocabulary.thesaurus import thesaurus_digest
 from rlabel.vocabulary.tree import load_with_tree
@@ -30,6 +34,7 @@ class LabelJob:
 
     vocabulary: of classify, else None. also: further vocabularies that the same answers are snapped to. queries: of relate and refer, else None.
     calibrator: of the scores, None where they stay as they are; calibrator_notes: what a user should know of it. min_score: given, or by --precision.
+    plain: how regions are shown to a model that is no RegionGPT, else None.
     """
 
     settings: LabelSettings
@@ -43,10 +48,11 @@ class LabelJob:
     calibrator_notes: tuple[str, ...] = ()
     min_score: float | None = None
     also: tuple[Vocabulary, ...] = ()
+    plain: PlainModel | None = None
 
     @property
     def question(self) -> str:
-        return task_question(self.settings)
+        return task_question(self.settings) if self.plain is None else self.plain.prompt
 
     def shards(self) -> Iterator[Shard]:
         """Return the shards of the plan one at a time, the same at every call."""
@@ -73,14 +79,62 @@ def resolve(model: str) -> Path:
     return embedded_model_folder() if model == EMBEDDED_MODEL else resolve_model(model).absolute()
 
 
-def plan_job(settings: LabelSettings) -> LabelJob:
+def resolve_any(settings: LabelSettings) -> tuple[Path, PlainModel | None]:
+    """Return the folder of the settings' model, and how regions are shown to it where it is no RegionGPT.
+
+    Raises InputError where there is no such model, UsageError for settings that do not go with its kind.
+    """
+    if settings.model == EMBEDDED_MODEL:
+        refuse_what_is_plain(settings)
+        return embedded_model_folder(), None
+    from rlabel.vlm.loading import find_model, is_regiongpt, model_type_of
+
+    # What another kind of model cannot do is said before its weights are looked for or downloaded.
+    kind = model_type_of(find_model(settings.model, weights=False))
+    if is_regiongpt(kind):
+        refuse_what_is_plain(settings)
+        return resolve(settings.model), None
+    plain = plan_plain(settings, kind)
+    return find_model(settings.model).absolute(), plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedModel:
+    """A model whose files can be used. folder: absolute. sha256: of its deciding files. plain: as in `LabelJob`."""
+
+    folder: Path
+    sha256: str
+    plain: PlainModel | None
+
+
+def check_model(settings: LabelSettings) -> CheckedModel:
+    """Return the settings' model, its files looked at and a prompt made with its processor; its weights are not loaded.
+
+    Raises InputError or UsageError.
+    """
+    from rlabel.regiongpt.quantization import model_fingerprint
+
+    folder, plain = resolve_any(settings)
+    checked = CheckedModel(folder=folder, sha256=model_fingerprint(folder), plain=plain)
+    if plain is None:
+        from rlabel.regiongpt.assembly import load_processor
+
+        load_processor(str(folder)).prompt(example_question(settings))
+    else:
+        from rlabel.vlm.inputs import open_processor
+
+        open_processor(folder, plain)
+    return checked
+
+
+def plan_job(settings: LabelSettings, *, meanwhile: Callable[[], object] | None = None) -> LabelJob:
     """Return the planned job; everything that can be wrong with its files is found here, before a model is loaded.
+
+    meanwhile: for who loads no model: the model is checked in a process of its own, and here meanwhile the corpus is read and this is done.
+    Torch and transformers would be most of the memory of a driver under Ray. Where torch is loaded already, the model is checked here.
 
     Raises InputError, UsageError or StorageError.
     """
-    from rlabel.regiongpt.assembly import load_processor
-    from rlabel.regiongpt.quantization import model_fingerprint
-
     settings.check()
     question = task_question(settings)
     vocabulary = _vocabulary(settings)
@@ -89,10 +143,10 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     embedder = embedder_name(settings.embedder) if vocabulary is not None else None
     queries = _queries(settings)
     calibrator, min_score = _calibrator(settings)
-    model = resolve(settings.model)
-    model_sha256 = model_fingerprint(model)
-    load_processor(str(model)).prompt(example_question(settings))
-    corpus = read_corpus(settings.regions)
+    model, corpus = _model_and_corpus(settings, meanwhile)
+    plain = model.plain
+    if plain is not None:
+        question = plain.prompt
     try:
         plan = _plan(settings, corpus, queries)
         if isinstance(queries, NearestPairs) and not plan.num_regions:
@@ -106,7 +160,7 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     deciding: JsonObject = {
         **settings.deciding(),
         "question": question,
-        "model_sha256": model_sha256,
+        "model_sha256": model.sha256,
         "embedder": embedder,
         "thesaurus_sha256": _thesaurus_sha256(settings),
         "calibrator_sha256": None if calibrator is None else calibrator.sha256,
@@ -117,6 +171,8 @@ def plan_job(settings: LabelSettings) -> LabelJob:
         "pairs_sha256": queries.sha256 if queries is not None and settings.task == "relate" else None,
         "expressions_sha256": queries.sha256 if queries is not None and settings.task == "refer" else None,
     }
+    if plain is not None:
+        deciding |= asdict(plain)
     categories = () if vocabulary is None else vocabulary.categories
     rows = tuple(category_to_row(category) for category in categories)
     notes: list[str] = []
@@ -136,7 +192,7 @@ def plan_job(settings: LabelSettings) -> LabelJob:
     )
     return LabelJob(
         settings=settings,
-        model=model,
+        model=model.folder,
         corpus=corpus,
         vocabulary=vocabulary,
         queries=queries,
@@ -146,11 +202,35 @@ def plan_job(settings: LabelSettings) -> LabelJob:
         calibrator_notes=tuple(notes),
         min_score=min_score,
         also=also,
+        plain=plain,
     )
 
 
-def check_files(settings: LabelSettings) -> None:
-    """Check the files of a job whose model is not there yet: vocabulary, pictures, regions, pairs, expressions, embedder.
+def _model_and_corpus(settings: LabelSettings, meanwhile: Callable[[], object] | None) -> tuple[CheckedModel, Corpus]:
+    """Check the model and read the corpus. Where both are wrong, the model's error is the one that is raised, in whatever order they are looked at."""
+    checking: AbstractContextManager[Callable[[], CheckedModel]]
+    if meanwhile is not None and "torch" not in sys.modules:
+        checking = apart(check_model, settings)
+    else:
+        here = check_model(settings)
+        checking = nullcontext(lambda: here)
+    with checking as checked:
+        try:
+            corpus = read_corpus(settings.regions)
+        except Exception:
+            checked()
+            raise
+        try:
+            if meanwhile is not None:
+                meanwhile()
+            return checked(), corpus
+        except BaseException:
+            corpus.close()
+            raise
+
+
+def check_files(settings: LabelSettings, *, with_regions: bool = True) -> None:
+    """Check the files of a job whose model, or whose regions, are not there yet: vocabulary, pictures, regions, pairs, expressions, embedder.
 
     Raises InputError, UsageError or StorageError.
     """
@@ -162,20 +242,22 @@ def check_files(settings: LabelSettings) -> None:
     _thesaurus_sha256(settings)
     _check_folder(settings.images)
     embedder_name(settings.embedder)
-    with read_corpus(settings.regions):
-        pass
+    if with_regions:
+        with read_corpus(settings.regions):
+            pass
 
 
 def open_run(job: LabelJob, *, under_ray: bool) -> RunDirectory:
     """Return the job's run directory, begun or continued.
 
-    Raises UsageError for other settings, and under Ray for a store that only this process can see.
+    Raises UsageError for other settings, and under Ray for a store that only this process can see; StorageError for one that cannot hold a run.
     """
     store = Store.open(job.settings.out)
     if under_ray and store.is_process_private:
         raise UsageError(
             f"--out {job.settings.out}: a store that lives in one process cannot hold a run of several. Use a disk or an object store."
         )
+    store.check_can_commit()
     return RunDirectory.create_or_resume(store, job.manifest)
 
 

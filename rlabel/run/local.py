@@ -13,6 +13,7 @@ from rlabel.run.directory import RunDirectory
 from rlabel.run.progress import RunProgress
 from rlabel.run.records_io import check_complete
 from rlabel.spans import span
+from rlabel.storage import StoreDown
 
 
 class ShardInWork(Protocol):
@@ -46,7 +47,7 @@ def label_in_process(
 
     While the model answers a shard, in this thread, the next one is prepared and the one before snapped and committed.
 
-    Raises StorageError when a shard cannot be committed; what is committed stays.
+    Raises StorageError when a shard cannot be committed, or the store of the pictures is down; what is committed stays.
     """
     committed = run.committed()
     todo = (shard for shard in shards if shard.index not in committed)
@@ -59,6 +60,8 @@ def label_in_process(
         try:
             result = work.result()
             check_complete(shard, result)
+        except StoreDown:
+            raise
         except Exception as error:
             result = _label_again(worker, shard, max_attempts, error)
         with span("commit"):
@@ -76,6 +79,8 @@ def label_in_process(
                 failed: ShardResult | None = None
                 try:
                     work.answer()
+                except StoreDown:
+                    raise
                 except Exception as error:
                     failed = _label_again(worker, shard, max_attempts, error)
                 if finishing is not None:
@@ -117,6 +122,8 @@ def _tried(
             if attempt == 1 and first is not None:
                 raise first
             return worker.label_only(shard)
+        except StoreDown:  # the pictures are not to blame
+            raise
         except Exception as error:  # whatever a picture can make a library raise
             cause = in_words(error)
             print(f"rlabel: {name}: attempt {attempt} of {max_attempts} failed: {cause}", file=sys.stderr, flush=True)

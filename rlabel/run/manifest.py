@@ -28,6 +28,7 @@ UNITS = {
     "describe": "regions",
     "relate": "pairs",
     "refer": "expressions",
+    "propose": "pictures",
 }
 
 

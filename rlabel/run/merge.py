@@ -33,6 +33,7 @@ _FILES = {
     "describe": ("captions.json", "annotations"),
     "relate": ("relations.json", "relations"),
     "refer": ("referred.json", "referrals"),
+    "propose": ("regions.json", "annotations"),
 }
 _RUN_ID_LENGTH = 12
 _CHUNK_BYTES = 1 << 20
@@ -70,7 +71,11 @@ def merge_run(run: RunDirectory, *, partial: bool = False, results_files: bool =
 
     Raises RunError naming the file when a shard is missing or damaged, StorageError when a file cannot be written.
     """
-    indexes = _indexes(run, partial)
+    if run.manifest.task == "propose":
+        from rlabel.run.proposals import merge_proposals
+
+        return merge_proposals(run, partial=partial)[0]
+    indexes = committed_indexes(run, partial)
     with ExitStack() as stack:
         # Beside the run where it is local: /tmp may be small, or memory.
         folder = run.store.local_path("")
@@ -83,7 +88,8 @@ def merge_run(run: RunDirectory, *, partial: bool = False, results_files: bool =
     return merge.counts()
 
 
-def _indexes(run: RunDirectory, partial: bool) -> list[int]:
+def committed_indexes(run: RunDirectory, partial: bool) -> list[int]:
+    """Return the indexes of the committed shards. Raises RunError where one is missing and partial is False."""
     committed = run.committed()
     missing = run.num_shards - len(committed)
     if missing and not partial:

@@ -19,6 +19,7 @@ from rlabel.records import (
     JsonValue,
     Label,
     Outcome,
+    Proposals,
     QueryFailure,
     Referral,
     Relation,
@@ -136,6 +137,8 @@ class _Work:
             self.failures.append(row + b"\n")
             self.rows.failures_by_kind[outcome.kind] += 1
             return None
+        if isinstance(outcome, Proposals):
+            raise TypeError("proposals are no answers")
         row_id = outcome.region.annotation_id if isinstance(outcome, Label | Caption) else None
         if row_id is None:
             row_id, self.next_new_id = self.next_new_id, self.next_new_id + 1
@@ -191,7 +194,7 @@ def _compressed_rle(label: Label, images: list[JsonObject]) -> JsonValue:
 
     Polygons and boxes are drawn at the size that the image row states; a row may state none.
     """
-    from rlabel.corpus.limits import Limits
+    from rlabel.corpus.limits import WIDEST
     from rlabel.corpus.masks import BadRegion, mask_to_rle, rasterise
 
     segmentation = label.segmentation
@@ -204,6 +207,6 @@ def _compressed_rle(label: Label, images: list[JsonObject]) -> JsonValue:
     if not isinstance(height, int) or not isinstance(width, int):
         return None
     try:
-        return mask_to_rle(rasterise(segmentation, label.box_xywh, height, width, Limits()).mask_HW)
+        return mask_to_rle(rasterise(segmentation, label.box_xywh, height, width, WIDEST).mask_HW)
     except BadRegion:
         return None

@@ -23,17 +23,21 @@ from rlabel.records import (
     Label,
     LikelyCategory,
     Outcome,
+    Proposals,
+    Proposed,
     QueryFailure,
     Region,
     Shard,
     ShardResult,
     Snap,
 )
-from rlabel.run.canonical import canonical_bytes, json_safe
+from rlabel.run.canonical import canonical_bytes, canonical_sha256, json_safe
 from rlabel.run.query_io import query_outcome_from_json, query_outcome_to_json
 
 # How the line of an image begins; these come first.
 IMAGE_LINE = b'{"kind":"image",'
+# The field of a footer that holds the hash of its other fields, as canonical JSON.
+_OWN_HASH = "footer_sha256"
 
 
 class DamagedShard(ValueError):
@@ -129,7 +133,7 @@ def result_from_bytes(data: bytes, index: int, fingerprint: str) -> ShardResult:
                 images.append(record["row"])
             else:
                 outcomes.append(_outcome_from_json(record))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedShard(f"a record cannot be read ({type(error).__name__}: {error})") from error
     result = ShardResult(index=index, images=tuple(images), outcomes=tuple(outcomes))
     if (len(images), len(outcomes)) != (footer.images, footer.regions):
@@ -160,9 +164,10 @@ def snap_to_json(snap: Snap) -> JsonObject:
 
 
 def close_body(body: bytes, footer: Footer) -> bytes:
-    """Return a shard file: its lines and the footer, whose rows and hash are set here."""
+    """Return a shard file: its lines and the footer, whose rows and hashes are set here."""
     closed = replace(footer, rows=body.count(b"\n"), sha256=hashlib.sha256(body).hexdigest())
-    return body + canonical_bytes({"kind": "footer", **asdict(closed)}) + b"\n"
+    record: JsonObject = {"kind": "footer", **asdict(closed)}
+    return body + canonical_bytes({**record, _OWN_HASH: canonical_sha256(record)}) + b"\n"
 
 
 def image_lines_end(body: bytes, start: int = 0) -> int:
@@ -204,11 +209,17 @@ def footer_from_tail(tail: bytes) -> Footer:
     line = tail[tail.rfind(b"\n", 0, len(tail) - 1) + 1 :]
     try:
         record = json.loads(line)
+        # Footers of rlabel 0.1 had none.
+        own_hash = record.pop(_OWN_HASH, None)
+        is_whole = own_hash is None or own_hash == canonical_sha256(record)
         if record.pop("kind") != "footer":
             raise ValueError("the last line is no footer")
-        return Footer(**record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        footer = Footer(**record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedShard(f"its last line is no footer ({error}); it is cut off") from error
+    if not is_whole:
+        raise DamagedShard("its footer does not match the hash in it")
+    return footer
 
 
 def _annotation_id(outcome: Outcome) -> int:
@@ -218,6 +229,8 @@ def _annotation_id(outcome: Outcome) -> int:
 
 
 def _outcome_to_json(outcome: Outcome) -> JsonObject:
+    if isinstance(outcome, Proposals):
+        return _proposals_to_json(outcome)
     if not isinstance(outcome, Label | Caption | Abstention | Failure):
         return query_outcome_to_json(outcome)
     common: JsonObject = {"region": _region_to_json(outcome.region), "image_id": json_safe(outcome.image_id)}
@@ -266,6 +279,8 @@ def _outcome_from_json(record: dict[str, Any]) -> Outcome:
     region, image_id = _region_from_json(record["region"]), record["image_id"]
     if record["kind"] == "failure":
         return Failure(region=region, image_id=image_id, kind=record["failure_kind"], reason=record["reason"])
+    if record["kind"] == "proposals":
+        return _proposals_from_json(record, region)
     x, y, width, height = record["bbox"]
     box_xywh, area_px = (x, y, width, height), record["area"]
     if record["kind"] == "caption":
@@ -305,6 +320,43 @@ def _outcome_from_json(record: dict[str, Any]) -> Outcome:
         segmentation=record["segmentation"],
         evidence=evidence,
         raw_score=record["raw_score"],
+    )
+
+
+def _proposals_to_json(outcome: Proposals) -> JsonObject:
+    return {
+        "kind": "proposals",
+        "region": _region_to_json(outcome.region),
+        "image_id": json_safe(outcome.image_id),
+        "proposer": outcome.proposer,
+        "height": outcome.height_px,
+        "width": outcome.width_px,
+        "found": [
+            {"bbox": list(one.box_xywh), "area": one.area_px, "segmentation": one.segmentation, "score": one.score}
+            for one in outcome.found
+        ],
+    }
+
+
+def _proposals_from_json(record: dict[str, Any], region: Region) -> Proposals:
+    found = []
+    for one in record["found"]:
+        x, y, width, height = one["bbox"]
+        found.append(
+            Proposed(
+                box_xywh=(x, y, width, height),
+                area_px=one["area"],
+                segmentation=one["segmentation"],
+                score=one["score"],
+            )
+        )
+    return Proposals(
+        region=region,
+        image_id=record["image_id"],
+        proposer=record["proposer"],
+        height_px=record["height"],
+        width_px=record["width"],
+        found=tuple(found),
     )
 
 

@@ -207,7 +207,7 @@ def _snapped_shards(
     for index in indexes:
         try:
             footer, (new_body, num_labels, num_abstentions) = next(snapped)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(source, index, error) from error
         yield new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)
 

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from pycocotools import mask as coco_mask
 
-from rlabel.corpus.limits import Limits
+from rlabel.corpus.limits import WIDEST
 from rlabel.corpus.masks import BadRegion, mask_to_rle, rasterise
 from rlabel.records import Abstention, Caption, Evidence, JsonObject, JsonValue, Label, Outcome, Snap
 from rlabel.run.canonical import canonical_bytes
@@ -241,7 +241,7 @@ def _segmentation(abstention: Abstention, height: JsonValue, width: JsonValue) -
     try:
         if isinstance(given, dict) and isinstance(given.get("counts"), str):
             return given if _covers_pixels(given) else None
-        mask = rasterise(given, abstention.box_xywh, height, width, Limits())
+        mask = rasterise(given, abstention.box_xywh, height, width, WIDEST)
     except BadRegion:
         return None
     if mask.source == "polygons" and mask.note is None:

@@ -1,22 +1,19 @@
-"""What labels shards of a run: builds the model once, then one call a shard, committed by itself. Ray wraps it; --no-ray calls it directly."""
+"""What labels shards of a run: builds the model once, then one call a shard, committed by itself. Ray wraps it; --no-ray calls it directly.
+
+Torch and all that needs it is imported where a worker is made: a driver under Ray names the class, and never holds them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlabel.config import LabelSettings
-from rlabel.labeling.askers import Asker, LikelihoodChooser, NumberChooser, PairAsker
-from rlabel.labeling.describer import Describer, RegionGPTDescriber
-from rlabel.labeling.engine import Engine, EngineOptions
-from rlabel.labeling.ensemble import EnsembleDescriber
-from rlabel.labeling.hybrid import HybridDescriber
-from rlabel.labeling.labeler import Labeler
-from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
-from rlabel.labeling.queries import QueryLabeler
-from rlabel.labeling.stages import ShardWork
+from rlabel.corpus.decoding import IN_PROCESS
+from rlabel.corpus.isolation import IsolatedDecoders
+from rlabel.corpus.limits import Limits
 from rlabel.memory import MemoryKeeper, return_freed_memory, reuse_freed_memory
 from rlabel.prompts.instructions import CLASSIFY
 from rlabel.records import Shard, ShardResult
@@ -26,11 +23,21 @@ from rlabel.run.questions import example_question, name_questions
 from rlabel.run.records_io import check_complete
 from rlabel.spans import Profile, recorded, span, start_recording
 from rlabel.storage import Store
+from rlabel.vlm.families import PlainModel
 from rlabel.vocabulary.calibration import Calibrator
 from rlabel.vocabulary.likelihood import Choosing
 from rlabel.vocabulary.snapping import Snapper
 from rlabel.vocabulary.thesaurus import NO_THESAURUS, WORDNET, load_thesaurus
 from rlabel.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from rlabel.labeling.askers import Asker
+    from rlabel.labeling.describer import Describer
+    from rlabel.labeling.engine import Engine
+    from rlabel.labeling.labeler import Labeler
+    from rlabel.labeling.queries import QueryLabeler
+    from rlabel.labeling.stages import ShardWork
+    from rlabel.regiongpt.quantization import Precision
 
 # Categories whose likelihood is worked out since the free text is near to them, beside those that the beam finds.
 _NUM_NEAR = 3
@@ -38,15 +45,19 @@ _NUM_NEAR = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """All a worker needs, small enough to send: no weights, no pictures. question: as `questions.task_question` gives it."""
+    """All a worker needs, small enough to send: no weights, no pictures. question: as `questions.task_question` gives it.
+
+    plain: how regions are shown to a model that is no RegionGPT, else None.
+    """
 
     settings: LabelSettings
     model: str
     question: str
     vocabulary: Vocabulary | None
-    run: RunDirectory
+    run: RunDirectory | None  # None: nothing is committed
     calibrator: Calibrator | None = None
     min_score: float | None = None
+    plain: PlainModel | None = None
 
 
 class LabelWorker:
@@ -58,11 +69,12 @@ class LabelWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         """Load the model (quantized on load where asked) and the embedder.
 
-        Raises InputError when the model cannot be loaded.
+        Raises InputError when the model cannot be loaded, RunError where no process can be started to decode pictures.
         """
         import torch
         from transformers.utils import logging
 
+        from rlabel.labeling.engine import Engine, EngineOptions
         from rlabel.regiongpt.assembly import load_processor
         from rlabel.regiongpt.quantization import Precision, load_model, quantized_layers
 
@@ -70,6 +82,7 @@ class LabelWorker:
         # Another number of threads sums in another order: it is a setting, so that every worker gives the same bytes.
         torch.set_num_threads(settings.cpus_per_actor)
         device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
         self.memory: MemoryKeeper | None = None
         if device.startswith("cuda"):
             return_freed_memory()
@@ -84,25 +97,39 @@ class LabelWorker:
             attention=settings.attention,
             compile=settings.compile,
         )
+        decoders = IsolatedDecoders() if settings.isolate_decoders else None  # starts while the model is loaded
         logging.disable_progress_bar()  # bars would flood a job's log
-        model = load_model(spec.model, precision, device)
-        self.quantized_layers = quantized_layers(model) if settings.quantization != "none" else []
-        engine = Engine(
-            model,
-            load_processor(spec.model),
-            EngineOptions(
-                question=example_question(settings),
-                max_new_tokens=settings.answer_tokens,
-                views=settings.views,
-                names=_names_to_choose_from(spec),
-                search=settings.search,
-                prefix_sharing=settings.prefix_sharing,
-                max_batch_tokens=settings.max_batch_tokens,
-            ),
-        )
         # On a GPU the CPUs have nothing else to do; without one they are the model's.
         num_prepare = settings.cpus_per_actor if device.startswith("cuda") else 1
-        self.labeler = _labeler(spec, engine, num_prepare)
+        if spec.plain is not None:
+            describer, self.quantized_layers = _plain_describer(spec, spec.plain, precision, device)
+            self.labeler: Labeler | QueryLabeler = _region_labeler(spec, describer, _snapper(spec), None, num_prepare)
+        else:
+            model = load_model(spec.model, precision, device)
+            self.quantized_layers = quantized_layers(model) if settings.quantization != "none" else []
+            engine = Engine(
+                model,
+                load_processor(spec.model),
+                EngineOptions(
+                    question=example_question(settings),
+                    max_new_tokens=settings.answer_tokens,
+                    views=settings.views,
+                    names=_names_to_choose_from(spec),
+                    search=settings.search,
+                    prefix_sharing=settings.prefix_sharing,
+                    max_batch_tokens=settings.max_batch_tokens,
+                ),
+            )
+            self.labeler = _labeler(spec, engine, num_prepare)
+        self.labeler.limits = Limits(
+            max_pixels=settings.max_pixels,
+            max_file_bytes=settings.max_file_bytes,
+            max_regions_per_image=settings.max_regions_per_image,
+            max_polygon_points=settings.max_polygon_points,
+        )
+        if decoders is not None:
+            decoders.check()
+        self.labeler.decoder = decoders or IN_PROCESS
         self.images = Store.open(settings.images)
         self.run = spec.run
         if settings.profile:
@@ -129,6 +156,7 @@ class LabelWorker:
     def label_and_commit(self, shard: Shard) -> int:
         """Label a shard and commit it; return its number of regions."""
         result = self.label_only(shard)
+        assert self.run is not None
         with span("commit"):
             self.run.commit(result)
         return shard.num_regions
@@ -147,7 +175,11 @@ def _names_to_choose_from(spec: WorkerSpec) -> tuple[str, ...]:
 
 def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | QueryLabeler:
     """Return the labeler of the run's task."""
-    from rlabel.vocabulary.embedding import MiniLmEmbedder
+    from rlabel.labeling.describer import RegionGPTDescriber
+    from rlabel.labeling.ensemble import EnsembleDescriber
+    from rlabel.labeling.hybrid import HybridDescriber
+    from rlabel.labeling.modes import MultiTurnDescriber, OneTurnDescriber
+    from rlabel.labeling.queries import QueryLabeler
 
     settings, vocabulary = spec.settings, spec.vocabulary
     if settings.task in ("relate", "refer"):
@@ -157,16 +189,7 @@ def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | Qu
             include_crowds=settings.include_crowds,
             num_prepare=num_prepare,
         )
-    snapper = None
-    if vocabulary is not None:
-        snapper = Snapper(
-            vocabulary,
-            MiniLmEmbedder(settings.embedder),
-            settings.threshold,
-            settings.margin,
-            thesaurus=load_thesaurus(settings.thesaurus),
-            fallback=settings.fallback,
-        )
+    snapper = _snapper(spec)
     describer: Describer = RegionGPTDescriber(engine)
     choosing = None
     if settings.mode == "multi_turn":
@@ -180,6 +203,15 @@ def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | Qu
         near = _near_names(snapper, choosing)
         questions = name_questions(settings) if settings.num_questions > 1 else ()
         describer = HybridDescriber(engine, choosing.names, settings.num_candidates, near, settings.rank_by, questions)
+    return _region_labeler(spec, describer, snapper, choosing, num_prepare)
+
+
+def _region_labeler(
+    spec: WorkerSpec, describer: Describer, snapper: Snapper | None, choosing: Choosing | None, num_prepare: int
+) -> Labeler:
+    from rlabel.labeling.labeler import Labeler
+
+    settings = spec.settings
     return Labeler(
         describer,
         snapper,
@@ -190,6 +222,43 @@ def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | Qu
         min_score=spec.min_score,
         num_prepare=num_prepare,
     )
+
+
+def _snapper(spec: WorkerSpec) -> Snapper | None:
+    from rlabel.vocabulary.embedding import MiniLmEmbedder
+
+    settings = spec.settings
+    if spec.vocabulary is None:
+        return None
+    return Snapper(
+        spec.vocabulary,
+        MiniLmEmbedder(settings.embedder),
+        settings.threshold,
+        settings.margin,
+        thesaurus=load_thesaurus(settings.thesaurus),
+        fallback=settings.fallback,
+    )
+
+
+def _plain_describer(
+    spec: WorkerSpec, plain: PlainModel, precision: Precision, device: str
+) -> tuple[Describer, list[str]]:
+    """Return the describer of a model that is no RegionGPT, and the names of its quantized layers."""
+    from rlabel.regiongpt.quantization import quantized_layers
+    from rlabel.vlm.describer import PlainDescriber
+    from rlabel.vlm.inputs import open_processor
+    from rlabel.vlm.loading import load_model
+
+    settings = spec.settings
+    model = load_model(Path(spec.model), precision, device)
+    describer = PlainDescriber(
+        model,
+        open_processor(Path(spec.model), plain),
+        max_new_tokens=settings.answer_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        share="none" if settings.prefix_sharing == "none" else "auto",
+    )
+    return describer, quantized_layers(model) if settings.quantization != "none" else []
 
 
 def _near_names(snapper: Snapper, choosing: Choosing) -> Callable[[Sequence[str]], list[list[str]]]:
@@ -204,6 +273,8 @@ def _near_names(snapper: Snapper, choosing: Choosing) -> Callable[[Sequence[str]
 
 
 def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
+    from rlabel.labeling.askers import LikelihoodChooser, NumberChooser, PairAsker
+
     settings = spec.settings
     if settings.task == "relate":
         return PairAsker(engine, spec.question)
@@ -214,8 +285,8 @@ def _asker(spec: WorkerSpec, engine: Engine) -> Asker:
     )
 
 
-def worker_spec(job: LabelJob, run: RunDirectory) -> WorkerSpec:
-    """Return what a worker needs of a planned job, its paths absolute: workers run in other folders than the command."""
+def worker_spec(job: LabelJob, run: RunDirectory | None) -> WorkerSpec:
+    """Return what a worker needs of a planned job, its paths absolute: workers run in other folders than the command. run: None commits nothing."""
     settings = job.settings
     places = {"embedder": _absolute(settings.embedder)}
     if settings.thesaurus not in (WORDNET, NO_THESAURUS):
@@ -228,6 +299,7 @@ def worker_spec(job: LabelJob, run: RunDirectory) -> WorkerSpec:
         run=run,
         calibrator=job.calibrator,
         min_score=job.min_score,
+        plain=job.plain,
     )
 
 

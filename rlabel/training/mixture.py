@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlabel.config import DatasetFormat
@@ -27,6 +26,7 @@ from rlabel.errors import InputError, RlabelError
 from rlabel.prompts.tasks import Task
 from rlabel.training.corpus import TrainCorpus, union
 from rlabel.training.parts import check_pictures, read_part
+from rlabel.yaml_files import BadYaml, load_yaml_file
 
 
 class LabeledSet(BaseModel):
@@ -83,10 +83,10 @@ def load_mixture(file: str) -> Mixture:
     """
     where = f"--mixture {file}"
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = load_yaml_file(Path(file))
     except FileNotFoundError as error:
         raise InputError(f"{where}: no such file. Give a YAML file with a list of datasets.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, BadYaml) as error:
         raise InputError(f"{where}: expected a readable YAML file, got: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or not content.keys().isdisjoint({"where", "folder"}):
         raise InputError(f"{where}: expected a mapping with the list `datasets`, got {str(content)[:80]}. Write one.")

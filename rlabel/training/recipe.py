@@ -12,11 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlabel.errors import InputError
 from rlabel.prompts.tasks import Task
+from rlabel.yaml_files import BadYaml, load_yaml
 
 Objective = Literal["align", "spell", "instruct"]
 Dtype = Literal["float32", "bfloat16"]
@@ -291,8 +291,8 @@ def load_recipe(name_or_file: str) -> Recipe:
             )
         text = file.read_text(encoding="utf-8")
     try:
-        return Recipe.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+        return Recipe.model_validate(load_yaml(text))
+    except (BadYaml, ValidationError) as error:
         raise InputError(
             f"--recipe {name_or_file}: {_first_problem(error)}. See rlabel/recipes/mini.yaml for an example."
         ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import fsspec
 import ijson
 import numpy as np
 
-from rlabel.errors import InputError
+from rlabel.errors import InputError, StorageError
+from rlabel.storage import PathRefused, open_url, unpacked
 from rlabel.vocabulary.tables import label_map_to_rows, table_to_rows
 
 MAX_JSON_BYTES = 16 * 2**30
@@ -19,9 +19,12 @@ MAX_TEXT_BYTES = 16 * 2**20
 MAX_TABLE_BYTES = 128 * 2**20
 MAX_CATEGORIES = 200_000
 MAX_DEPTH = 1000
+# ijson 3.6.0 crashes the process on a whole number that Python refuses to read: more than 4300 digits.
+MAX_DIGITS = 4000
 _CHUNK_BYTES = 2**20
 _JSON_STARTS = (b"{", b"[")
 _UTF8_MARK = b"\xef\xbb\xbf"
+_TOO_MANY_DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
 _NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f]")
 
@@ -67,7 +70,8 @@ def file_chunks(url: str, what: str = "vocabulary") -> Iterator[bytes]:
     what: what error messages call it. Raises InputError where it cannot be read.
     """
     try:
-        with fsspec.open(url, "rb", compression="infer") as file:
+        with open_url(url) as packed:
+            file = unpacked(packed, url)
             chunk = file.read(_CHUNK_BYTES).removeprefix(_UTF8_MARK)
             while chunk:
                 yield chunk
@@ -76,8 +80,12 @@ def file_chunks(url: str, what: str = "vocabulary") -> Iterator[bytes]:
         raise InputError(
             f"{url}: expected a {what} file, got nothing: there is no such file. Check the path."
         ) from error
-    except IsADirectoryError as error:
-        raise InputError(f"{url}: expected a {what} file, got a folder. Name the file inside it.") from error
+    except PathRefused as error:
+        raise InputError(
+            f"{url}: expected a {what} file, got a folder or a device. Name the file inside it."
+        ) from error
+    except StorageError:  # says what to do
+        raise
     except Exception as error:  # every filesystem and every compression raises its own kinds
         raise InputError(
             f"{url}: expected a readable {what} file, got {type(error).__name__}: {error}. "
@@ -125,7 +133,7 @@ def _parsed_rows(url: str, *, is_object: bool, use_float: bool) -> tuple[object 
 
 
 class Nesting:
-    """Follows how deep JSON is nested, chunk by chunk, without parsing it.
+    """Follows how deep JSON is nested, and how long its numbers are, chunk by chunk, without parsing it.
 
     ijson keeps the path to where it is: 100,000 brackets in a row, a file of 100 kB, would cost it gigabytes.
     """
@@ -135,16 +143,23 @@ class Nesting:
         self._depth = 0
         self._in_text = False
         self._cut = b""
+        self._digits = b""
 
     def check(self, chunk: bytes) -> None:
-        """Raise InputError where the chunk, after those before it, is nested too deeply."""
+        """Raise InputError where the chunk, after those before it, is nested too deeply, or holds a number without end."""
         chunk = self._cut + chunk
         num_backslashes = len(chunk) - len(chunk.rstrip(b"\\"))
         # A lone backslash at the end belongs to what the next chunk begins with.
         self._cut = chunk[len(chunk) - num_backslashes % 2 :]
         whole = chunk[: len(chunk) - num_backslashes % 2]
         pieces = whole.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        outside = b"".join(pieces[self._in_text :: 2]).translate(None, _NO_BRACKETS)
+        plain = self._digits + b"".join(pieces[self._in_text :: 2])
+        if _TOO_MANY_DIGITS.search(plain):
+            raise InputError(
+                f"{self._url}: expected numbers of at most {MAX_DIGITS} digits, got a longer one. Is this the right file?"
+            )
+        self._digits = plain[len(plain.rstrip(b"0123456789")) :]
+        outside = plain.translate(None, _NO_BRACKETS)
         self._in_text ^= len(pieces) % 2 == 0
         if not outside:
             return

@@ -13,10 +13,10 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-import fsspec
 import numpy as np
 
 from rlabel.errors import InputError
+from rlabel.storage import open_url
 from rlabel.vocabulary.words import fold, stem
 
 # What may be named instead of a folder: the nouns that rlabel carries, and no thesaurus at all.
@@ -160,8 +160,8 @@ def _lines(url: str) -> Iterator[tuple[str, list[str]]]:
 
 def _content(url: str) -> bytes:
     try:
-        with fsspec.open(url, "rb") as file:
-            content: bytes = file.read(MAX_FILE_BYTES + 1)
+        with open_url(url) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # every filesystem raises its own kinds
         raise InputError(
             f"{url}: expected a file of WordNet, got {type(error).__name__}: {error}. "

@@ -84,11 +84,11 @@ def inflect_module() -> ModuleType:
     They parse and compile each function again, over a second at every start, and take two thirds of every call; a word is always a string here.
     """
     try:
-        import typeguard
+        typeguard: Any = import_module("typeguard")  # inflect's dependency, not ours
     except ImportError:  # an inflect that has no such checks
         return import_module("inflect")
     checked = typeguard.typechecked
-    typeguard.typechecked = lambda function: function  # type: ignore[assignment]
+    typeguard.typechecked = lambda function: function
     try:
         return import_module("inflect")
     finally:

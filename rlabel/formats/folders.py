@@ -1,0 +1,141 @@
+"""Files of a layout on this machine: what a folder holds, what a picture's header says. Never leaves the folder it was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlabel.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".avif", ".heic")
+_MOST_FILES = 20_000_000
+_MOST_TEXT_BYTES = 64 * 1024 * 1024
+_ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4; 5 to 8 lie on their side
+
+
+def local_source(url: str) -> Path:
+    """Return what the user named, as a path. Raises UsageError for what is not on this machine, InputError for nothing there."""
+    if "://" in url:
+        raise UsageError(f"{url}: other layouts than COCO are read from this machine's disks. Copy it here first.")
+    path = Path(os.path.realpath(url))
+    if not path.exists():
+        raise InputError(f"{url}: there is no such file or folder. Check the path.")
+    return path
+
+
+def files_below(root: Path, ends: tuple[str, ...]) -> Iterator[str]:
+    """Yield the paths below a folder, "/"-separated and sorted, whose names end so (in any case). Links are not followed.
+
+    Raises InputError beyond 20 million files.
+    """
+    num_files = 0
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        names: list[str] = []
+        inner: list[str] = []
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    inner.append(entry.name)
+                elif entry.name.lower().endswith(ends) and entry.is_file():
+                    names.append(entry.name)
+        num_files += len(names)
+        if num_files > _MOST_FILES:
+            raise InputError(f"{root}: more than {_MOST_FILES} files. Convert its folders one by one.")
+        yield from (f"{folder}/{name}" if folder else name for name in sorted(names))
+        folders += [f"{folder}/{name}" if folder else name for name in sorted(inner, reverse=True)]
+
+
+def inside(root: Path, name: str) -> Path | None:
+    """Return the file of a name that somebody else wrote, links followed; None where it is not a file below root."""
+    if not name or "\0" in name or "://" in name:
+        return None
+    try:
+        path = Path(os.path.realpath(root / name))
+        is_ours = root in path.parents and path.is_file()
+    except (OSError, ValueError):
+        return None
+    return path if is_ours else None
+
+
+def read_text(path: Path, where: str) -> str:
+    """Return a small text file. Raises InputError for one above 64 MiB, or that is not UTF-8."""
+    size = path.stat().st_size
+    if size > _MOST_TEXT_BYTES:
+        raise InputError(f"{where}: expected a text of at most {_MOST_TEXT_BYTES} bytes, got {size}. Check the file.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{where}: expected UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height of a picture as it is seen (EXIF applied), by its header; None where it is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return upright_sides(image)
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
+        return None
+
+
+def upright_sides(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened picture as it is seen."""
+    width, height = image.size
+    try:
+        is_turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # Pillow's EXIF reader raises many kinds on odd bytes; the picture itself may be fine
+        is_turned = False
+    return (height, width) if is_turned else (width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFolder:
+    """The pictures below a folder, by path, by bare name and by stem, so that a layout may name one as it likes."""
+
+    root: Path
+    by_path: dict[str, str]
+    by_name: dict[str, str | None]
+    by_stem: dict[str, str | None]
+
+    @classmethod
+    def of(cls, root: str | Path) -> PictureFolder:
+        """Return the pictures below a folder. Raises UsageError where there is no such folder."""
+        folder = Path(os.path.realpath(root))
+        if not folder.is_dir():
+            raise UsageError(f"--images {root}: expected the folder of the pictures, got no folder. Check the path.")
+        by_path: dict[str, str] = {}
+        by_name: dict[str, str | None] = {}
+        by_stem: dict[str, str | None] = {}
+        for path in files_below(folder, PICTURE_ENDS):
+            by_path[path.rpartition(".")[0]] = path
+            name = path.rpartition("/")[2]
+            for index, key in ((by_name, name), (by_stem, name.rpartition(".")[0])):
+                index[key] = None if key in index else path  # a name twice names neither
+        return cls(folder, by_path, by_name, by_stem)
+
+    def find(self, name: str) -> str | None:
+        """Return the path below the folder of a picture that somebody names; None where it is missing or ambiguous."""
+        clean = name.replace("\\", "/").lstrip("/")
+        path = inside(self.root, clean)
+        if path is not None:
+            return path.relative_to(self.root).as_posix()
+        last = clean.rpartition("/")[2]
+        return self.by_name.get(last)
+
+    def of_stem(self, stem: str) -> str | None:
+        """Return the picture of a path without its ending, or of a bare stem that only one picture has."""
+        return self.by_path.get(stem) or self.by_stem.get(stem.rpartition("/")[2])
+
+    def size(self, path: str) -> tuple[int, int] | None:
+        return upright_size(self.root / path)

@@ -1,0 +1,139 @@
+"""A label's shape as a layout can hold it, and how much of it is lost: measured, not guessed."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from rlabel.corpus.limits import Limits
+from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
+from rlabel.corpus.rle import MaskHW
+from rlabel.formats.found import Notes
+from rlabel.formats.outlines import Loop, joined, outlines, simplified, without_holes
+from rlabel.formats.shown import ShownLabel, ShownPicture
+from rlabel.records import JsonObject, JsonValue
+
+_MEASURED_ALL, _MEASURED_EVERY = 2000, 50
+
+
+class Shapes:
+    """Draws labels and turns masks into polygons. notes: what it could not do.
+
+    tolerance_px: how far an outline may leave its mask's edge, for fewer points; 0 keeps every mask exactly.
+    """
+
+    def __init__(self, notes: Notes, tolerance_px: float) -> None:
+        self.notes, self.tolerance_px = notes, tolerance_px
+        self.limits = Limits()
+        self.num_polygons = 0
+        self._ious: list[float] = []
+
+    def mask(self, picture: ShownPicture, label: ShownLabel) -> RegionMask | None:
+        """Return a label's mask; None, noted, where it cannot be drawn."""
+        if picture.width_px is None or picture.height_px is None:
+            self.notes.say("masks left out, since the size of their picture is nowhere stated", _where(picture, label))
+            return None
+        try:
+            return rasterise(label.segmentation, label.box_xywh, picture.height_px, picture.width_px, self.limits)
+        except BadRegion as bad:
+            self.notes.say("masks left out, since they cannot be drawn", f"{_where(picture, label)}: {bad}")
+            return None
+
+    def polygons(self, label: ShownLabel, mask: RegionMask) -> list[Loop]:
+        """Return a label's pieces as polygons in picture pixels, holes cut open, piece by piece.
+
+        A label that is one polygon inside its picture already keeps its own points.
+        """
+        own = _own_polygon(label, mask)
+        if own is not None and not self.tolerance_px:
+            return [own]
+        crop_hw = mask.crop_HW
+        loops = []
+        for outer, holes in outlines(crop_hw):
+            thinner = [simplified(hole, self.tolerance_px) for hole in holes]
+            loops.append(without_holes(simplified(outer, self.tolerance_px), thinner))
+        self.num_polygons += 1
+        if self.tolerance_px > 0 and (self.num_polygons <= _MEASURED_ALL or self.num_polygons % _MEASURED_EVERY == 0):
+            self._ious.append(_iou(loops, crop_hw))
+        return [loop + (mask.left_px, mask.top_px) for loop in loops]
+
+    def polygon(self, label: ShownLabel, mask: RegionMask) -> Loop:
+        """Return a label as one polygon, pieces joined by lines of no width."""
+        return joined(self.polygons(label, mask))
+
+    def loss(self) -> JsonObject | None:
+        """Return what simplifying cost: how many polygons, over how many the IoU was measured, its mean and its least."""
+        if not self._ious:
+            return None
+        return {
+            "what": f"masks written as polygons within {self.tolerance_px:g} pixels",
+            "count": self.num_polygons,
+            "measured": len(self._ious),
+            "mean_iou": round(float(np.mean(self._ious)), 4),
+            "least_iou": round(min(self._ious), 4),
+        }
+
+
+def is_plain(label: ShownLabel, mask: RegionMask) -> bool:
+    """Return whether a label is one piece without a hole, which every layout's polygon can hold."""
+    if _own_polygon(label, mask) is not None:
+        return True
+    pieces = outlines(mask.crop_HW)
+    return len(pieces) == 1 and not pieces[0][1]
+
+
+def _own_polygon(label: ShownLabel, mask: RegionMask) -> Loop | None:
+    """Return the points of a label that is one polygon of the file, inside its picture; None for any other."""
+    parts = label.segmentation
+    if (
+        mask.source != "polygons"
+        or mask.note
+        or not isinstance(parts, list)
+        or len(parts) != 1
+        or not isinstance(parts[0], list)
+    ):
+        return None
+    loop = np.asarray(parts[0], dtype=np.float64).reshape(-1, 2)
+    is_inside = loop.min() >= 0 and loop[:, 0].max() <= mask.width_px and loop[:, 1].max() <= mask.height_px
+    return loop if is_inside else None
+
+
+def flat(loop: Loop) -> list[JsonValue]:
+    """Return a polygon as x, y, x, y ..., whole numbers without a point."""
+    return [int(value) if value == int(value) else round(float(value), 3) for value in loop.ravel().tolist()]
+
+
+def safe_stem(picture: ShownPicture, used: set[str], notes: Notes) -> str | None:
+    """Return a picture's path without its ending, for files named after it; None, noted, where it has none that is safe and its own."""
+    name = picture.file_name
+    path = PurePosixPath((name or "").replace("\\", "/"))
+    is_safe = (
+        name is not None and "\0" not in name and "://" not in name and ":" not in path.parts[0]
+        if path.parts
+        else False
+    )
+    if not is_safe or path.is_absolute() or ".." in path.parts or not path.name:
+        notes.say("pictures left out, since they have no file name inside a folder", str(name)[:80])
+        return None
+    stem = path.with_suffix("").as_posix()
+    if stem.lower() in used:
+        notes.say("pictures left out, since another one has their name but for its ending", name)
+        return None
+    used.add(stem.lower())
+    return stem
+
+
+def _iou(loops: list[Loop], mask_hw: MaskHW) -> float:
+    from rlabel.corpus.polygons import polygon_counts
+    from rlabel.corpus.rle import counts_to_mask
+
+    height, width = mask_hw.shape
+    drawn = counts_to_mask(
+        polygon_counts([flat(loop) for loop in loops], height, width, Limits()).counts, height, width
+    )
+    return float((drawn & mask_hw).sum() / (drawn | mask_hw).sum())
+
+
+def _where(picture: ShownPicture, label: ShownLabel) -> str:
+    return f"{picture.file_name}, annotation {label.annotation_id}"

@@ -1,0 +1,87 @@
+"""YOLO: labels/STEM.txt with one line a label in shares of the picture's sides, and data.yaml with the names.
+
+Ultralytics' documentation, "Object Detection Datasets" and "Instance Segmentation Datasets". One line holds one polygon, so pieces
+are joined and holes cut open by lines of no width, as Ultralytics' own converter of COCO joins pieces.
+"""
+
+from __future__ import annotations
+
+import yaml
+
+from rlabel.formats.shapes import safe_stem
+from rlabel.formats.shown import ShownLabel, ShownPicture
+from rlabel.formats.writing import Export, picture_bytes
+
+
+def write_yolo(export: Export) -> list[str]:
+    """Write labels/, data.yaml, and images/ where the pictures' folder is given.
+
+    Lines are boxes, or, where any label has a mask, polygons: Ultralytics drops one kind where a file has both. Classes count
+    from 0 in the order of the categories; data.yaml names the categories' own ids.
+    """
+    used: set[str] = set()
+    for picture in export.labels.pictures():
+        if picture.width_px is None or picture.height_px is None:
+            export.notes.say("pictures left out, since their size is nowhere stated", picture.file_name)
+            continue
+        stem = safe_stem(picture, used, export.notes)
+        if stem is None:
+            continue
+        lines = [line for label in picture.labels if (line := _line(export, picture, label)) is not None]
+        export.out.put(f"labels/{stem}.txt", "".join(lines).encode())
+        data = picture_bytes(export, picture)
+        if data is not None:
+            export.out.put(f"images/{picture.file_name}", data)
+    categories = export.labels.categories.values()
+    document = {
+        "path": ".",
+        "train": "images",
+        "val": "images",
+        "names": {category.index: category.name for category in categories},
+        "category_ids": {category.index: category.category_id for category in categories},
+    }
+    export.out.put("data.yaml", yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode())
+    if export.images is None:
+        export.notes.say("pictures not copied: give --images, or put them into images/", None, export.labels.num_images)
+    return ["data.yaml", "labels/", *(["images/"] if export.images is not None else [])]
+
+
+def _line(export: Export, picture: ShownPicture, label: ShownLabel) -> str | None:
+    if label.is_crowd:
+        export.notes.say("labels left out, since they are crowds, which YOLO has not")
+        return None
+    mask = export.shapes.mask(picture, label)
+    if mask is None:
+        return None
+    if label.score is not None:
+        export.notes.say("scores left out, which YOLO's training labels have not")
+    width, height = mask.width_px, mask.height_px
+    x, y, w, h = label.box_xywh
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+    if not export.with_masks:
+        numbers = [
+            (left + right) / 2 / width,
+            (top + bottom) / 2 / height,
+            (right - left) / width,
+            (bottom - top) / height,
+        ]
+    elif label.segmentation is None:
+        numbers = [
+            left / width,
+            top / height,
+            right / width,
+            top / height,
+            right / width,
+            bottom / height,
+            left / width,
+            bottom / height,
+        ]
+    else:
+        loop = export.shapes.polygon(label, mask) / (width, height)
+        numbers = loop.ravel().tolist()
+    return f"{label.category.index} {' '.join(_share(number) for number in numbers)}\n"
+
+
+def _share(number: float) -> str:
+    """Return a share of a side with eight digits: a thousandth of a pixel of the largest picture."""
+    return f"{min(max(number, 0.0), 1.0):.8f}".rstrip("0").rstrip(".")

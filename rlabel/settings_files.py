@@ -1,0 +1,75 @@
+"""Where settings come from: a YAML file checked against its schema, and flags, which win. Knows no setting itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlabel.errors import InputError, UsageError
+from rlabel.records import JsonObject
+from rlabel.schema_files import validate
+from rlabel.yaml_files import BadYaml, load_yaml_file
+
+
+class SettingsRecord(BaseModel):
+    """Settings of a job. schema_name: of the JSON Schema that their file is checked against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_name: ClassVar[str]
+
+    def check(self) -> None:
+        """Raise UsageError for settings that do not go together."""
+
+
+_S = TypeVar("_S", bound=SettingsRecord)
+
+
+def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, Any]) -> _S:
+    """Return settings from a YAML file and flags; a flag that is not None wins.
+
+    Raises UsageError naming the first field that is missing or wrong.
+    """
+    values: dict[str, Any] = {} if config_file is None else _read_yaml(kind, config_file)
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        settings = kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        flag = f"--{name.replace('_', '-')}"
+        if first["type"] == "missing":
+            raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
+        raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error
+    settings.check()
+    return settings
+
+
+def settings_schema(kind: type[BaseModel]) -> JsonObject:
+    """Return the JSON Schema of a settings file: as the record's own, but nothing is required, since flags may give it."""
+    schema: JsonObject = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
+    schema.pop("required", None)
+    return schema
+
+
+def _read_yaml(kind: type[SettingsRecord], config_file: str) -> dict[str, Any]:
+    try:
+        loaded = load_yaml_file(Path(config_file))
+    except (OSError, BadYaml) as error:
+        raise UsageError(
+            f"--config {config_file}: expected a readable YAML file, got: {' '.join(str(error).split())}."
+        ) from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UsageError(
+            f"--config {config_file}: expected a mapping of settings, got a {type(loaded).__name__}. Write `name: value` lines."
+        )
+    values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    try:
+        validate(values, kind.schema_name, f"--config {config_file}")
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return values
