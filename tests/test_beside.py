@@ -99,11 +99,13 @@ def test_a_damaged_shard_is_named_with_it(tmp_path: Path, always: None) -> None:
         RunDirectory.open(Store.open(tmp_path)).merge()
 
 
-def test_work_apart_gives_its_result_and_leaves_no_process() -> None:
+def test_work_apart_gives_its_result_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = module._started
+    monkeypatch.setattr(module, "_started", lambda: started.append(start()) or started[0])
     with apart(distinct_texts_of, BODIES[0]) as result:
         assert result() == distinct_texts_of(BODIES[0])
-    with pytest.raises(ChildProcessError):  # it was waited for
-        os.waitpid(-1, os.WNOHANG)
+    assert [one.returncode is not None for one in started] == [True]  # it was waited for
 
 
 def test_work_apart_raises_its_error_where_it_is_waited_for(tmp_path: Path) -> None:
