@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,7 @@ from rlabel.run.beside import Beside
 from rlabel.run.carried import NOTHING_CARRIED, Carried, carried_over
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import Manifest
-from rlabel.run.records_io import Footer
-from rlabel.run.snap_lines import NewSnap, SnapBody, distinct_texts_of
+from rlabel.run.snap_lines import NewSnap, distinct_texts_of, snap_body
 from rlabel.storage import Store
 from rlabel.vocabulary.calibration import Calibrator, check_fits
 from rlabel.vocabulary.snapping import DEFAULT_MARGIN, DEFAULT_THRESHOLD, Snapper
@@ -34,9 +33,8 @@ from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row
 TASKS = ("classify", "caption", "describe")
 # Distinct texts that are held at once, with what they are snapped to: about 50 MB in each of two processes.
 _MAX_TEXTS = 100_000
-# Shards that wait to be written: a write waits for the disk, not for the processor.
 _WRITERS = 4
-_MAX_WAITING = 16
+_SHARDS_AT_ONCE = 8
 # Settings of the old run that say nothing of the new one.
 _NOT_TAKEN_OVER = ("calibrator_sha256", "min_score", "also_vocabularies_sha256")
 
@@ -172,10 +170,11 @@ def snap_run(
         while (group := upcoming.result()) is not None:
             indexes, texts = group
             new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
-            for _ in _written(
-                run, _snapped_shards(source, indexes, SnapBody(new_snaps=new_snaps, carried=carried), beside)
-            ):
-                beat()
+            work = _SnapShards(source=source, run=run, new_snaps=new_snaps, carried=carried)
+            together = [(None, indexes[at : at + _SHARDS_AT_ONCE]) for at in range(0, len(indexes), _SHARDS_AT_ONCE)]
+            for _, num_shards in beside.map(work, together):
+                for _ in range(num_shards):
+                    beat()
             upcoming = reader.submit(next, groups, None)
 
 
@@ -199,17 +198,30 @@ def _groups(source: RunDirectory, indexes: Sequence[int], beside: Beside) -> Ite
         yield group, list(texts)
 
 
-def _snapped_shards(
-    source: RunDirectory, indexes: Sequence[int], snap_body: SnapBody, beside: Beside
-) -> Iterator[tuple[bytes, Footer]]:
-    bodies = ((footer, body) for _, (body, footer) in source.read_bodies(indexes))
-    snapped = beside.map(snap_body, bodies)
-    for index in indexes:
-        try:
-            footer, (new_body, num_labels, num_abstentions) = next(snapped)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _unreadable(source, index, error) from error
-        yield new_body, replace(footer, labels=num_labels, abstentions=num_abstentions)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SnapShards:
+    """Reads some shards, snaps them and commits them; all of it, so that two processes share all of the work."""
+
+    source: RunDirectory
+    run: RunDirectory
+    new_snaps: dict[str, NewSnap]
+    carried: Carried
+
+    def __call__(self, indexes: Sequence[int]) -> int:
+        """Return how many shards were committed. Raises RunError and StorageError as `snap_run`."""
+        # A write waits for the disk, not for the processor.
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="commit") as pool:
+            written = []
+            for index, (body, footer) in self.source.read_bodies(indexes):
+                try:
+                    new_body, num_labels, num_abstentions = snap_body(body, self.new_snaps, self.carried)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise _unreadable(self.source, index, error) from error
+                new_footer = replace(footer, labels=num_labels, abstentions=num_abstentions)
+                written.append(pool.submit(self.run.commit_body, new_body, new_footer))
+            for future in written:
+                future.result()
+        return len(indexes)
 
 
 def _unreadable(source: RunDirectory, index: int, error: Exception) -> RunError:
@@ -217,18 +229,6 @@ def _unreadable(source: RunDirectory, index: int, error: Exception) -> RunError:
         f"{source.store.join(source.shard_path(index))}: expected the records of a labeling run, got something else "
         f"({type(error).__name__}: {error}). Make the shard anew: delete the file and run its label command again."
     )
-
-
-def _written(run: RunDirectory, shards: Iterable[tuple[bytes, Footer]]) -> Iterator[bool]:
-    """Commit shards on a few threads, and yield after each, in order."""
-    waiting: list[Future[bool]] = []
-    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="commit") as pool:
-        for body, footer in shards:
-            waiting.append(pool.submit(run.commit_body, body, footer))
-            if len(waiting) >= _MAX_WAITING:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
 
 
 def also_folders(out: str, vocabularies: Sequence[Vocabulary]) -> list[str]:

@@ -55,17 +55,6 @@ class NewSnap:
         return cls(snap=snap, json=canonical_bytes(snap_to_json(snap)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapBody:
-    """`snap_body` with what is the same for many shards, for another process."""
-
-    new_snaps: Mapping[str, NewSnap]
-    carried: Carried
-
-    def __call__(self, body: bytes) -> tuple[bytes, int, int]:
-        return snap_body(body, self.new_snaps, self.carried)
-
-
 def distinct_texts_of(body: bytes) -> list[str]:
     """Return the distinct free texts in the lines of a checked shard body, in order."""
     return list(dict.fromkeys(texts_of(body)))
