@@ -7,7 +7,8 @@ BASE_PYTHON = python3
 VENV = .venv
 PYTHON = $(VENV)/bin/python
 PYTEST_ARGS =
-# Test processes side by side; each file runs in one of them. Tests that start a Ray need about 3 GB in each.
+# Test processes side by side; each file runs in one of them, the longest first (tests/conftest.py). Tests that start a Ray need
+# about 3 GB in each.
 TEST_PROCESSES = 2
 
 STAMP = $(VENV)/.rlabel-installed
@@ -28,15 +29,19 @@ env: $(ENV)
 $(STAMP): setup.py constraints.txt
 	@echo "Installing rlabel and what it needs into $(VENV): a few minutes, once."
 	@$(BASE_PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# pip compiles its 20,000 files in one process, here all cores do. A few are templates, which cannot be compiled.
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 
 # One thread a process: what labels must be byte for byte does not hang on the machine's cores.
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = PASSIVE
 test: export HF_HUB_OFFLINE = 1
+# Some 200 processes import parts of rlabel: an environment that forbids to keep what was compiled would have each compile it.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(ENV)
-	$(PYTHON) -m pytest --durations=10 --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(PYTHON) -m pytest --durations=10 --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(ENV)
 	$(PYTHON) -m ruff check .

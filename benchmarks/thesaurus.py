@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("coco")
     parser.add_argument("objects365")
     parser.add_argument("--grid", action="store_true", help="try many weights")
+    parser.add_argument("--embedder-dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
     coco, objects365 = load_vocabulary(options.coco), load_vocabulary(options.objects365)
     lists = [
@@ -171,7 +172,7 @@ def main() -> None:
         (coco, pairs(COCO, coco)),
         (coco, undecided([(word, -1) for word in NO_CATEGORY.replace("\n", " ").strip().split(", ")], coco)),
     ]
-    embedder, thesaurus = MiniLmEmbedder(), load_thesaurus("wordnet")
+    embedder, thesaurus = MiniLmEmbedder(dtype=options.embedder_dtype), load_thesaurus("wordnet")
     weights = [(blending.SAME_SENSE, blending.KIND_OF)]
     if options.grid:
         weights = [(same, kind) for same in SAME for kind in KIND if kind <= same]

@@ -201,7 +201,7 @@ class Labeler:
         from rlabel.vocabulary.thesaurus import load_thesaurus
 
         settings = self._settings
-        self._embedder = self._embedder or MiniLmEmbedder(settings.embedder)
+        self._embedder = self._embedder or MiniLmEmbedder(settings.embedder, dtype=settings.embedder_dtype)
         snapper = Snapper(
             vocabulary,
             self._embedder,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from rlabel.errors import UsageError
+from rlabel.pool_settings import Gpus, PoolSettings
 from rlabel.records import JsonObject, JsonValue
 from rlabel.settings_files import SettingsRecord
 from rlabel.settings_files import load_settings as load_settings
@@ -15,6 +16,7 @@ from rlabel.settings_files import settings_schema as settings_schema
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
 DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
 Parallel = Literal["ddp", "fsdp"]
 Decoding = Literal["free", "constrained", "hybrid"]
@@ -26,37 +28,46 @@ LabelMode = Literal["separate", "one_turn", "multi_turn"]
 RelationKind = Literal["free", "left_right", "above_below", "size", "overlap"]
 ReferBy = Literal["likelihood", "mixture", "number"]
 Fallback = Literal["abstain", "parent"]
+EmbedderDtype = Literal["float32", "bfloat16"]
 LabelViews = Literal["plain", "flip", "box", "both"]
 RegionAs = Literal["auto", "box", "crop", "outline", "marks"]
+# As rlabel.formats.guess.SOURCE_FORMATS, which imports more than settings may; a test compares them.
+RegionsFormat = Literal[
+    "auto", "coco", "lvis", "panoptic", "masks", "sa1b", "labelme", "yolo", "voc", "labelstudio", "cvat", "huggingface", "webdataset"
+]  # fmt: skip
+RegionsBoxes = Literal["xywh", "xyxy"]
 EMBEDDED_MODEL = "embedded"
 
 
-def _whole_above_one(gpus: float) -> float:
-    if gpus != -1 and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
-        raise ValueError("a share of one GPU, a whole number of GPUs, or -1 are expected")
-    return gpus
-
-
-# Ray takes no 1.5 GPUs.
-Gpus = Annotated[
-    float,
-    Field(
-        ge=-1,
-        le=1024,
-        allow_inf_nan=False,
-        json_schema_extra={"anyOf": [{"minimum": 0, "maximum": 1}, {"multipleOf": 1}]},
-    ),
-    AfterValidator(_whole_above_one),
-]
-
-
-class LabelSettings(SettingsRecord):
+class LabelSettings(PoolSettings):
     """Settings of `rlabel label`. Paths may be any fsspec URL."""
 
     schema_name: ClassVar[str] = "label-settings"
 
-    images: str = Field(description="folder of the pictures")
-    regions: str = Field(description="COCO JSON with class-agnostic masks or boxes")
+    images: str = Field(
+        description="folder of the pictures; of --regions in parquet or tar, which hold theirs, a new folder to write them into"
+    )
+    regions: str | None = Field(
+        None,
+        description="class-agnostic masks or boxes: COCO JSON, or a file or folder of another layout; needed unless --propose finds them",
+    )
+    regions_format: RegionsFormat = Field(
+        "auto", description="layout of --regions; what is not COCO is converted once, into OUT-regions/regions.json"
+    )
+    regions_boxes: RegionsBoxes = Field(
+        "xywh", description="of --regions in parquet or tar: how it means four numbers, corner and sides or two corners"
+    )
+    propose: str | None = Field(
+        None,
+        description="instead of --regions: find them first, into OUT-regions/regions.json; embedded, which needs no model, or a model that "
+        "`rlabel propose` takes",
+    )
+    max_proposals: int = Field(
+        100,
+        ge=1,
+        le=2000,
+        description="of --propose: the best so many regions of a picture, before max_regions_per_image",
+    )
     vocabulary: str | None = Field(
         None, description="target names: JSON, COCO or LVIS categories, or a text file; classify needs them"
     )
@@ -140,8 +151,16 @@ class LabelSettings(SettingsRecord):
     crop_context: float = Field(
         0.25, ge=0, le=4, description="of --region-as crop: margin on each side, share of the box's longer side"
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="of a model that transformers does not know: run the Python code in its repository, with your rights, on every node; read it first",
+    )
     embedder: str | None = Field(
         None, description="sentence-transformers folder or id for snapping; the bundled MiniLM if left out"
+    )
+    embedder_dtype: EmbedderDtype = Field(
+        "float32",
+        description="in which the embedder multiplies; bfloat16 takes half the time on processors that know it, and moves similarities by a few thousandths",
     )
 
     question: str | None = Field(
@@ -187,57 +206,28 @@ class LabelSettings(SettingsRecord):
     compute_dtype: Dtype | None = Field(None, description="of quantized layers; dtype if left out")
     attention: Attention = Field("auto", description="of the language model, by transformers' names")
     compile: bool = Field(False, description="torch.compile the layers: a minute at the start; needs g++ or Triton")
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
-        description="auto: the GPU that Ray gave the actor, else the CPU",
+    compile_mode: CompileMode = Field(
+        "default",
+        description="of --compile, by torch's names; reduce-overhead: CUDA graphs, one for each number of tokens that comes up, and on a CPU the same as "
+        "default",
     )
 
     images_per_shard: int = Field(16, ge=1)
     max_regions_per_shard: int = Field(512, ge=1)
     max_regions_per_batch: int = Field(192, ge=1)
     max_batch_tokens: int = Field(
-        16384, ge=1, description="of prompts and answers that go through the language model at once"
+        16384,
+        ge=1,
+        description="of prompts and answers that go through the language model at once; a fixed number, not what memory is free, since a shard is to "
+        "give the same bytes on every machine; what does not fit after all is halved",
     )
     prefix_sharing: PrefixSharing = Field(
         "auto",
         description="the prompt up to the region is kept once an image, copied for each region, or computed anew for each (to compare)",
     )
-    num_actors: int = Field(
-        0, ge=0, description="0: one a GPU of the cluster, or up to 4 on the CPUs of each node; more when nodes join"
-    )
-    gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0")
-    cpus_per_actor: int = Field(
-        1, ge=1, description="CPUs and torch threads of each actor, and of this process under --no-ray"
-    )
-    address: str | None = Field(
-        None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset"
-    )
-    no_ray: bool = Field(False, description="label in this process")
-    max_attempts: int = Field(3, ge=1, le=20)
-    shard_timeout_s: float = Field(3600.0, gt=0)
-    wait_for_actors_s: float = Field(600.0, gt=0)
-    max_failure_rate: float = Field(
-        0.5, ge=0, le=1, description="a larger share of failed regions ends with exit code 3"
-    )
-    max_pixels: int = Field(
-        100_000_000, ge=1, le=178_956_970, description="a picture of more, by its header, is not decoded"
-    )
-    max_file_bytes: int = Field(2**28, ge=1, description="a picture's file of more is not read")
     max_regions_per_image: int = Field(10_000, ge=1, le=100_000, description="those after it become failures")
     max_polygon_points: int = Field(200_000, ge=1, description="of one region")
-    isolate_decoders: bool = Field(
-        True,
-        description="decode pictures in a process of their own: one that crashes its decoder costs that picture alone",
-    )
     results_files: bool = Field(False, description="also write labels.bbox.json and labels.segm.json")
-    heartbeat_s: float = Field(10.0, gt=0)
-    driver_expiry_s: float = Field(
-        60.0,
-        ge=1,
-        le=3600,
-        description="a run whose driver gave no sign of life for so long may be taken over by another one",
-    )
     profile: bool = Field(False, description="write where the time went into OUT/profile.json and OUT/trace.json")
 
     def deciding(self) -> JsonObject:
@@ -269,8 +259,11 @@ class LabelSettings(SettingsRecord):
             values["double_quantization"] = values["compute_dtype"] = None
         if self.attention != "auto":  # runs that were begun before there were these two go on
             values["attention"] = self.attention
-        if self.compile:
-            values["compile"] = True
+        for name in ("compile", "trust_remote_code"):
+            if getattr(self, name):
+                values[name] = True
+        if self.compile_mode != "default":
+            values["compile_mode"] = self.compile_mode
         for name in ("max_pixels", "max_file_bytes", "max_regions_per_image", "max_polygon_points"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 values[name] = getattr(self, name)
@@ -282,8 +275,29 @@ class LabelSettings(SettingsRecord):
         own = {"caption": 48, "describe": 192, "refer": 8}
         return self.max_new_tokens or own.get(self.task, 24)
 
+    @property
+    def regions_file(self) -> str:
+        """Return the regions' path or URL; of a run that finds them itself, the place where it puts them."""
+        return f"{self.proposals_out}/regions.json" if self.regions is None else self.regions
+
+    @property
+    def proposals_out(self) -> str:
+        """Return the run directory of --propose, or the folder of converted --regions, beside that of the labels."""
+        return f"{self.out.rstrip('/')}-regions"
+
+    def _check_regions(self) -> None:
+        if self.propose is not None and self.regions is not None:
+            raise UsageError(f"--regions {self.regions}: got --propose, which finds them, as well. Give one of them.")
+        if self.propose is None and self.regions is None:
+            raise UsageError(
+                "--regions: missing. Give it as a flag, or as `regions:` in the file of --config; or --propose, which finds regions."
+            )
+        if self.propose is None and self.max_proposals != type(self).model_fields["max_proposals"].default:
+            raise UsageError("--max-proposals: it is of --propose, got --regions. Leave one of the two out.")
+
     def check(self) -> None:
         """Raise UsageError for settings that do not go together."""
+        self._check_regions()
         for name, task, what in (
             ("vocabulary", "classify", "the names that answers are snapped to"),
             ("expressions", "refer", "a JSON list of {image_id, expression}"),
@@ -323,6 +337,8 @@ class LabelSettings(SettingsRecord):
                 raise UsageError(
                     f"--{flag}: it is of --decoding hybrid, got --decoding {self.decoding}. Leave it out, or give --decoding hybrid."
                 )
+        if self.compile_mode != "default" and not self.compile:
+            raise UsageError(f"--compile-mode {self.compile_mode}: it is of --compile. Give that too, or leave it out.")
         if self.compile and self.quantization != "none":
             raise UsageError(f"--compile: not for --quantization {self.quantization}. Leave one of the two out.")
         if self.precision is not None and (self.calibrator is None or self.min_score is not None):

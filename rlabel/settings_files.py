@@ -47,10 +47,19 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
     return settings
 
 
+def fields_in_order(kind: type[BaseModel]) -> list[str]:
+    """Return a record's fields as people should read them: its own, and after them those that it shares with other jobs."""
+    own = [name for name in kind.model_fields if name in kind.__annotations__]
+    return own + [name for name in kind.model_fields if name not in kind.__annotations__]
+
+
 def settings_schema(kind: type[BaseModel]) -> JsonObject:
     """Return the JSON Schema of a settings file: as the record's own, but nothing is required, since flags may give it."""
     schema: JsonObject = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema()}
     schema.pop("required", None)
+    properties = schema["properties"]
+    assert isinstance(properties, dict)
+    schema["properties"] = {name: properties[name] for name in fields_in_order(kind)}
     return schema
 
 

@@ -17,7 +17,17 @@ from types import TracebackType
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "End": 35, "Home": 36, "PageDown": 34, "ArrowRight": 39, "ArrowDown": 40}
+_KEYS = {
+    "Enter": 13,
+    "Escape": 27,
+    "Tab": 9,
+    "End": 35,
+    "Home": 36,
+    "PageDown": 34,
+    "Delete": 46,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 
 
 class Browser:
@@ -146,6 +156,19 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def tree(self) -> list[dict[str, Any]]:
+        """Return what a screen reader is given: role, name and properties of each node that is not ignored, in the document's order."""
+        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
+        return [
+            {
+                "role": node.get("role", {}).get("value", ""),
+                "name": node.get("name", {}).get("value", ""),
+                **{one["name"]: one["value"].get("value") for one in node.get("properties", [])},
+            }
+            for node in nodes
+            if not node["ignored"]
+        ]
 
     def complaints(self) -> list[str]:
         """Return what the console has said of errors, refusals by the policy among them."""

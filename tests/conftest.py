@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,9 +35,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.pop("RAY_ADDRESS", None)
 
+# The files that take longest, the longest first. Two processes that begin with them end together; by itself pytest-xdist
+# begins with the files of the most tests, and then one waits at the end for the other's last long one.
+_LONGEST_FIRST = (
+    "test_train_ray", "test_resume", "test_label_tasks", "test_label_cli", "test_pool", "test_training_sharded", "test_embedding",
+    "test_training_loop", "test_train_cli", "test_training_best", "test_training_resume", "test_training_adapters",
+)  # fmt: skip
+for _name in _LONGEST_FIRST:
+    assert (Path(__file__).parent / f"{_name}.py").is_file(), f"{_name}.py is named here and not there any more"
+
 # A loaded machine is no failure: pytest-timeout is the only clock.
 settings.register_profile("rlabel", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("rlabel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the files that take longest to the front; `make test` has pytest-xdist keep this order."""
+    places = {name: place for place, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +61,14 @@ def _one_torch_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A shell that starts tests in the background leaves them with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

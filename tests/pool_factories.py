@@ -85,7 +85,7 @@ class Worker:
         if trouble == "dies" or (trouble == "dies once" and self._first("death")):
             os.kill(os.getpid(), signal.SIGKILL)
         if trouble == "dies late" and self._first("late"):
-            time.sleep(3)
+            self._wait_until(lambda: (self.folder / "noticed").exists())
             os.kill(os.getpid(), signal.SIGKILL)
         if trouble == "raises":
             raise ValueError("cannot\nbe drawn")
@@ -97,6 +97,7 @@ class Worker:
         if trouble == "store down":
             raise StoreDown("s3: out of reach for two minutes. Run the same command again.")
         if trouble == "hangs":
+            self._mark("hangs", str(os.getpid()))
             time.sleep(600)
         if trouble.startswith("sleeps "):
             time.sleep(float(trouble.split()[-1]))
@@ -106,9 +107,13 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_AS, (in_use + 256 * 2**20, resource.RLIM_INFINITY))
             bytearray(2**30)
         if trouble.startswith("waits for "):
-            end = time.monotonic() + 60
-            while len(list((self.folder / "made").iterdir())) < int(trouble.split()[-1]) and time.monotonic() < end:
-                time.sleep(0.02)
+            self._wait_until(lambda: len(list((self.folder / "made").iterdir())) >= int(trouble.split()[-1]))
+
+    def _wait_until(self, reached: Callable[[], bool]) -> None:
+        """Return when something is so; after a minute in any case, and the test says what is missing."""
+        end = time.monotonic() + 60
+        while not reached() and time.monotonic() < end:
+            time.sleep(0.02)
 
     def _first(self, name: str) -> bool:
         path = self.folder / name

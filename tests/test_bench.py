@@ -10,13 +10,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from label_factories import rlabel_here
-from rlabel.bench.arithmetic import LanguageShape, language_shape, matrix_peak, tokens_flop
+from rlabel.bench import prefill
+from rlabel.bench.arithmetic import LanguageShape, language_shape, matrix_peak, prefill_flop, tokens_flop
 from rlabel.bench.corpus import draw_corpus, draw_names
 from rlabel.bench.measure import measure, table
 from rlabel.bench.models import SHAPES, Shape, make_model
 from rlabel.bench.pipeline import Timed
 from rlabel.bench.plain import generate, one_region
-from rlabel.bench.rows import Row
+from rlabel.bench.prefill import measure_prefill, prefill_text
+from rlabel.bench.rows import Prepared, Row
 from rlabel.corpus.coco import read_corpus
 from rlabel.labeling.engine import Engine, EngineOptions
 
@@ -92,6 +94,54 @@ def test_operations_of_the_language_model_are_those_that_torch_counts() -> None:
     assert tokens_flop(by_hand, 5, 1) == 2 * 10 + 4 * 3 * 6
 
 
+def test_prefill_counts_nothing_that_need_not_be_computed() -> None:
+    shape = LanguageShape(
+        linear_weights=100, num_layers=2, attention_width=3, head_weights=7, last_query_weights=10, last_rest_weights=30
+    )
+    # Two images of 4 tokens: all weights but the last layer's 40; attention of one layer. Three regions of 2 tokens, at positions 4 and 5:
+    # the last layer is finished for the second alone.
+    images = 2 * (2 * 60 * 4 + 4 * 3 * (1 + 2 + 3 + 4))
+    regions = 3 * (2 * (100 + 70) + 4 * 2 * 3 * (5 + 6) + 2 * 7)
+    assert prefill_flop(shape, 4, 2, 2, 3) == images + regions
+    model, _ = make_model(SMALL, draw_names(40))
+    known = language_shape(model)
+    # Width 32, inside 64: queries 32 x 32; output 32 x 32, then three of 32 x 64.
+    assert (known.last_query_weights, known.last_rest_weights) == (1024, 1024 + 3 * 2048)
+
+
+def test_the_share_of_prefill_names_threads_precision_and_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "matrix_peak", lambda *_, **__: 1e9)
+    model, processor = make_model(SMALL, draw_names(40))
+    engine = Engine(model, processor, EngineOptions(max_new_tokens=2))
+    inputs = factory.random_inputs(processor, [3, 4])
+    prepared = Prepared(batches=(tuple(inputs),), keys=((("1",) * 3, ("2",) * 4),))
+    before = torch.get_num_threads()
+    said: list[str] = []
+    try:
+        for threads, clock in ((1, "processor"), (2, "wall")):
+            torch.set_num_threads(threads)
+            found = measure_prefill(engine, prepared, 1, said.append)
+            assert (found.threads, found.clock, found.dtype, found.sharing) == (
+                threads, clock, "float32", "packed, own layers",
+            )  # fmt: skip
+            sizes = (2 * len(engine.prompt.prefix_ids), 7 * len(engine.prompt.suffix_ids))
+            assert (found.num_prefix_tokens, found.num_suffix_tokens) == sizes
+            assert found.shares == (pytest.approx(found.flop / found.seconds / found.peak_flop_per_s, abs=1e-3),)
+            assert f"float32, {threads} thread" in prefill_text(found) and f"{clock} time" in prefill_text(found)
+    finally:
+        torch.set_num_threads(before)
+    assert len(said) == 2
+
+
+def test_bench_refuses_what_does_not_go_with_prefill_and_compile_mode() -> None:
+    for words, flag in (
+        (["--prefill", "--only", "packed"], "--prefill: it measures no rows"),
+        (["--compile-mode", "reduce-overhead"], "--compile-mode reduce-overhead: it is of --compile"),
+    ):
+        result = rlabel_here("bench", words)
+        assert result.returncode == 2 and flag in result.stderr
+
+
 def test_a_matrix_peak_is_a_rate() -> None:
     peak = matrix_peak(torch.float32, torch.device("cpu"), seconds=0.03, sides=(64, 128))
     assert 1e8 < peak < 1e15
@@ -136,6 +186,7 @@ def test_bench_prints_a_table_and_one_json_line_and_leaves_nothing_behind(
         assert row["num_same"] == row["num_compared"] == 4 and row["regions_per_s"] > 0
     assert document["arithmetic"]["needed_flop"] > 0 and document["arithmetic"]["overall_share"] > 0
     assert "pipeline in this process" in result.stdout and "decode steps" in result.stdout
+    assert "matrix products in float32 on 1 thread reach" in result.stdout
     assert document["stages"]["stages"]["read and decode"]["count"] == 2
     assert list((tmp_path / "temporary").iterdir()) == []
 

@@ -78,6 +78,12 @@ def test_a_step_holds_its_own_beginning(score: float, expected: float) -> None:
     assert apply(STEPS, features_of(scored_label(1, 1, score))) == expected
 
 
+def test_a_step_is_reached_by_a_score_that_is_its_beginning_but_for_the_last_bit() -> None:
+    assert math.exp(math.log(0.003)) < 0.003, "an uncalibrated score comes back from its logarithm"
+    steps = Calibrator(method="isotonic", starts=(0.0, 0.003), values=(0.1, 0.4))
+    assert apply(steps, {"log_score": math.log(0.003)}) == 0.4
+
+
 def test_steps_stand_behind_a_regression() -> None:
     both = replace(TWO_FEATURES, starts=STEPS.starts, values=STEPS.values)
     assert apply(both, {"similarity": 1.0, "agreement": 0.0}) == 0.95  # 0.97 before

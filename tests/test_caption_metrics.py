@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,15 +54,23 @@ def test_meteor_is_highest_for_the_same_words_and_takes_empty_and_hostile_captio
 def test_a_java_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     meteor = pytest.importorskip("pycocoevalcap.meteor.meteor")
 
+    ended = threading.Event()
+
     class Hangs:
-        """As pycocoevalcap's: it waits for its program, here one that never answers, and takes what it says for a number."""
+        """As pycocoevalcap's: it waits for its program, here one that never answers, takes what it says for a number, and waits for its lock at its end."""
 
         def __init__(self) -> None:
             self.meteor_p = subprocess.Popen(["sleep", "1000"], stdout=subprocess.PIPE)
+            self.lock = threading.Lock()
 
         def compute_score(self, wanted: object, said: object) -> tuple[float, list[float]]:
+            self.lock.acquire()
             assert self.meteor_p.stdout is not None
             return float(self.meteor_p.stdout.readline().strip()), []
+
+        def __del__(self) -> None:
+            if self.lock.acquire(timeout=20):
+                ended.set()
 
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
     monkeypatch.setattr(caption_metrics, "METEOR_TIMEOUT_S", 0.2)
@@ -67,3 +78,25 @@ def test_a_java_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -
     scores = caption_metrics.coco_scores(["a cat"], [["a cat"]])
     assert scores.meteor is None and "java -version" in (scores.why or "")
     assert scores.bleu is not None
+    gc.collect()
+    assert ended.is_set(), "its end waits for a lock that nobody gives back"
+
+
+@needs_package
+def test_no_clock_runs_on_behind_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process ends only with all its timers: `rlabel evaluate-captions` once took a quarter of an hour for that."""
+    meteor = pytest.importorskip("pycocoevalcap.meteor.meteor")
+
+    class Scores:
+        meteor_p = SimpleNamespace(kill=lambda: None)
+
+        def compute_score(self, wanted: object, said: object) -> tuple[float, list[float]]:
+            return 0.5, []
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(meteor, "Meteor", Scores)
+    before = set(threading.enumerate())
+    assert caption_metrics.coco_scores(["a cat"], [["a cat"]]).meteor == 0.5
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()

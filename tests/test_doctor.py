@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from label_factories import rlabel_here, save_model
-from rlabel.regiongpt.quantization import count_parameters
+from rlabel.errors import InputError
+from rlabel.regiongpt.quantization import count_parameters, resolve_model
 from rlabel.vlm.examining import count
 from rlabel.vlm.loading import outline
 from vlm_factories import loaded, save
@@ -46,7 +48,11 @@ def test_a_known_family_is_told_with_its_numbers(llava: Path, monkeypatch: pytes
     assert facts["region_as"] == {"default": "crop", "ways": ["box", "crop", "outline", "marks"]}
     # 200/640, 120/480, 300/640, 170/480
     assert facts["box_example"] == "[0.31, 0.25, 0.47, 0.35]"
-    assert facts["tasks"] == ["classify", "caption", "describe"] and facts["decodings"] == ["free"]
+    assert facts["tasks"] == ["classify", "caption", "describe"] and facts["decodings"] == [
+        "free",
+        "constrained",
+        "hybrid",
+    ]
     # Two layers of q and o 32 x 32, k and v 16 x 32, and three of 48 x 32.
     quantizable = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     total = sum(count_parameters(llava).values())
@@ -150,8 +156,10 @@ def test_things_that_are_no_usable_model_are_refused_with_what_to_do(llava: Path
     assert "rlabel assemble" in refused(tmp_path / "text")
     assert "answers no questions" in refused(config_only(tmp_path / "tower", model_type="siglip_vision_model"))
     assert "newer transformers" in refused(config_only(tmp_path / "new", model_type="vlm_of_2030"))
-    remote = config_only(tmp_path / "remote", model_type="vlm_of_2030", auto_map={"AutoModel": "evil.py--Model"})
-    assert "brings its own code, which rlabel does not run" in refused(remote)
+    saved = config_only(tmp_path / "later", model_type="vlm_of_2030", transformers_version="6.1.0")
+    assert "it was saved by transformers 6.1.0" in refused(saved)
+    remote = config_only(tmp_path / "remote", model_type="vlm_of_2030", auto_map={"AutoModel": "evil.Model"})
+    assert "brings its own code (evil.py), which is not run unasked" in refused(remote)
     assert "no weights at all" in refused(config_only(tmp_path / "empty", model_type="llava"))
     (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"cos\nsystem")
     assert "only pytorch_model.bin, which is never opened since it may run code" in refused(tmp_path / "empty")
@@ -170,6 +178,77 @@ def test_things_that_are_no_usable_model_are_refused_with_what_to_do(llava: Path
         (tmp_path / f"bad{number}").mkdir()
         (tmp_path / f"bad{number}" / "config.json").write_text(text, encoding="latin-1")
         assert "Copy or download the folder again" in refused(tmp_path / f"bad{number}")
+
+
+def test_folders_that_hold_something_else_are_told_what_they_hold(llava: Path, tmp_path: Path) -> None:
+    def folder(name: str, *files: str, **fields: object) -> Path:
+        made = config_only(tmp_path / name, **fields)
+        for file in files:
+            (made / file).parent.mkdir(exist_ok=True)
+            (made / file).write_bytes(b"GGUF")
+        if not fields:
+            (made / "config.json").unlink()
+        return made
+
+    assert "openai/clip" not in (clip := refused(folder("clip", model_type="clip"))) and "answers no questions" in clip
+    gguf = folder("gguf", "model-Q4_K_M.gguf")
+    assert "model-Q4_K_M.gguf (GGUF, llama.cpp's format): give the model that it was made from" in refused(gguf)
+    assert "got a file in GGUF" in refused(gguf / "model-Q4_K_M.gguf")
+    assert "only a.gguf (GGUF" in refused(folder("gguf2", "a.gguf", model_type="llava"))
+    assert "params.json, a publisher's own format" in refused(folder("mistral", "params.json"))
+    assert "with model_index.json, which makes pictures" in refused(folder("diffusion", "model_index.json"))
+    assert "with inner/config.json: name that folder" in refused(folder("outer", "inner/config.json"))
+    awq = folder("awq", model_type="qwen2_5_vl", quantization_config={"quant_method": "awq", "bits": 4})
+    assert "it was saved quantized (awq)" in refused(awq) and "--quantization int8 or nf4" in refused(awq)
+
+    lora = folder("lora", "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text('{"base_model_name_or_path": "llava-hf/llava-1.5-7b-hf"}')
+    assert "got an adapter (LoRA) of llava-hf/llava-1.5-7b-hf. Merge the two" in refused(lora)
+    (lora / "config.json").write_text((llava / "config.json").read_text())  # some trainers leave one there
+    assert "got an adapter (LoRA)" in refused(lora)
+    (lora / "adapter_config.json").write_text("[")
+    assert "got an adapter (LoRA) of its base model" in refused(lora)
+
+
+def test_an_adapter_on_the_hub_is_told_as_one_from_its_first_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], **__: object) -> str:
+        asked.append(allow_patterns)
+        if "adapter_config.json" in allow_patterns:
+            (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct"}')
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert "got an adapter (LoRA) of Qwen/Qwen2.5-VL-3B-Instruct" in refused("someone/lora")
+    assert len(asked) == 1  # nothing large was fetched
+
+
+@pytest.mark.parametrize("kind", ["llava", "regiongpt"])
+def test_half_a_download_names_what_is_missing(llava: Path, tmp_path: Path, kind: str) -> None:
+    half = tmp_path / "half"
+    if kind == "llava":
+        shutil.copytree(llava, half)
+    else:
+        save_model(half)
+    (half / "model.safetensors").rename(half / "model-00001-of-00003.safetensors")
+    shards = {f"w{i}": f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
+    index = half / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert "names 2 files that are not there, model-00002-of-00003.safetensors first: half a download" in (
+        refused(half) if kind == "llava" else refusal_of(half)
+    )
+    for broken in ("[", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../../secret"}}'):
+        index.write_text(broken)  # an index that says nothing is the loader's affair, and no path leads out
+        assert kind == "regiongpt" or examined(half)["family"] == "llava"
+
+
+def refusal_of(folder: Path) -> str:
+    with pytest.raises(InputError) as error:
+        resolve_model(folder)
+    return str(error.value)
 
 
 def test_a_repository_that_is_gated_missing_or_out_of_reach_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

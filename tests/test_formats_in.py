@@ -346,7 +346,7 @@ def test_what_nobody_knows_gets_a_message_that_says_what_to_do(tmp_path: Path) -
     (tmp_path / "many").mkdir()
     (tmp_path / "many/instances.json").write_text('{"images": [], "annotations": []}')
     cases = {
-        "a.zip": "unpacked first.*--from", "results.json": "COCO results.*--from", "photos": "pictures alone.*--from masks",
+        "a.zip": "unpacked first.*--from", "results.json": "COCO results.*--from", "photos": "pictures alone.*layout, masks.*--from",
         "many": "name that file instead", "nothing": "no such file",
     }  # fmt: skip
     for name, message in cases.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,15 +17,22 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from format_factories import areas, make_pictures, make_run, masks_of, read
-from rlabel.cli.convert import _FORMATS as CONVERT_FORMATS
+from rlabel.cli.convert import FORMATS as CONVERT_FORMATS
 from rlabel.cli.export import _FORMATS as EXPORT_FORMATS
 from rlabel.cli.main import main
-from rlabel.errors import InputError, UsageError
+from rlabel.config import RegionsBoxes, RegionsFormat
+from rlabel.errors import InputError, StorageError, UsageError
 from rlabel.formats.brush import brush_to_mask, mask_to_brush
 from rlabel.formats.convert import convert
 from rlabel.formats.export import TARGET_FORMATS, TargetFormat, export
+from rlabel.formats.found import Notes
 from rlabel.formats.guess import SOURCE_FORMATS
 from rlabel.formats.outlines import joined, outlines, simplified, without_holes
+from rlabel.formats.rows import Boxes
+from rlabel.formats.shapes import Shapes
+from rlabel.formats.shown import Category, ShownLabel, ShownPicture
+from rlabel.formats.writing import Files
+from rlabel.storage import Store
 from run_factories import box_polygon, image_row
 
 MASKS = arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12))).filter(lambda mask: bool(mask.any()))
@@ -248,3 +255,41 @@ def test_both_commands_end_with_json_and_say_guess_and_losses(run: Path, tmp_pat
 
 def test_the_commands_list_every_layout() -> None:
     assert (CONVERT_FORMATS, EXPORT_FORMATS) == (SOURCE_FORMATS, TARGET_FORMATS)
+    assert get_args(RegionsFormat) == ("auto", *SOURCE_FORMATS) and get_args(RegionsBoxes) == get_args(Boxes)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {
+            "size": [48, 64],
+            "counts": [5, 3, 0, 4, 3060],
+        },  # an empty run in the midst, which the RLE of its mask has not
+        {"size": [48, 64], "counts": [0, 3072]},
+        [[2, 2, 12, 2, 12, 12, 2, 12], [1, 1]],
+        {"size": [48, 64], "counts": [3072]},  # without a pixel: the box is taken
+        [[900, 900, 905, 900, 905, 905]],
+        {"size": [2, 2], "counts": [0, 4]},  # of another size: nothing
+        None,
+    ],
+)
+def test_an_rle_without_drawing_is_that_of_the_drawn_mask(shape: Any) -> None:
+    shapes = Shapes(Notes(), 0.0)
+    label = ShownLabel(
+        annotation_id=1, category=Category(category_id=1, name="cat", index=0, row={}), box_xywh=(4.0, 6.0, 20.0, 10.0),
+        segmentation=shape, area_px=None, score=None, is_crowd=False, attributes={},
+    )  # fmt: skip
+    picture = ShownPicture(index=0, image_id=1, file_name="a.jpg", width_px=64, height_px=48, row={})
+    mask = shapes.mask(picture, label)
+    assert shapes.rle(picture, label) == (None if mask is None else mask.to_rle())
+
+
+def test_files_written_side_by_side_are_all_there_or_their_error_is_raised(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "out"))
+    with Files(store) as files:
+        for number in range(600):
+            files.put(f"{number % 7}/{number}.txt", b"%d" % number)
+    assert {path.read_text() for path in (tmp_path / "out").rglob("*.txt")} == {str(number) for number in range(600)}
+    (tmp_path / "out/file").write_text("in the way")
+    with pytest.raises(StorageError), Files(store) as files:
+        files.put("file/below.txt", b"")

@@ -26,6 +26,7 @@ LEVELS = (
     ("records", "errors", "memory", "spans"),
     ("schema_files", "yaml_files"),
     ("settings_files",),
+    ("pool_settings",),
     ("config", "storage"),
     ("corpus", "vocabulary", "prompts"),
     ("regiongpt",),

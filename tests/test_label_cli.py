@@ -239,7 +239,7 @@ def test_corpora_without_images_or_regions_give_valid_empty_labels(setup, tmp_pa
 
 def test_the_job_writes_what_the_command_writes(setup, finished, tmp_path):
     process = start("jobs.label", setup.arguments(tmp_path / "out", no_ray=True, images_per_shard=4), cwd=ROOT)
-    output, errors = process.communicate(timeout=110)
+    output, errors = process.communicate(timeout=350)
     assert process.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["state"] == "done"
     assert outputs(tmp_path / "out") == outputs(finished[0])

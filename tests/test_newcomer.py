@@ -77,10 +77,13 @@ def test_the_folder_above_the_pictures_is_refused_with_the_right_one(home: Path,
     assert rlabel_here("label", ["--images", "elsewhere", *arguments, "--max-failure-rate", "1"]).returncode == 0
 
 
-def test_a_folder_of_masks_for_regions_is_told_of_convert(home: Path) -> None:
-    for given in ("my photos/masks", "my photos"):
-        said = rlabel_here("label", ["--images", "my photos/images", *regions(home)[2:], "--regions", given])
-        assert said.returncode == 1 and f"rlabel convert {shlex.quote(given)} --out regions.json" in said.stderr
+def test_one_command_takes_the_folder_of_masks_itself(home: Path, model: Path) -> None:
+    few = ["--no-ray", "--model", str(model), "--max-new-tokens", "4", "--vocabulary", "names.txt", "--dry-run"]
+    for given in ("my photos", "my photos/masks"):
+        layout = ["--regions-format", "masks"] if given.endswith("masks") else []
+        said = rlabel_here("label", ["--images", "my photos/images", "--regions", given, *layout, "--out", "run", *few])
+        assert said.returncode == 0, said.stderr
+        assert json.loads(said.stdout.splitlines()[-1])["regions"] == NUM_PICTURES * MASKS_EACH
 
 
 def test_a_page_without_its_pictures_says_so(home: Path, model: Path) -> None:

@@ -72,6 +72,18 @@ def test_parts_are_laid_out_as_near_to_a_square_as_divisors_allow(k: int, grid: 
     assert token_grid(k) == grid
 
 
+def test_a_position_belongs_to_the_part_in_which_the_middle_of_its_mass_lies() -> None:
+    # Of three equal columns the middle one has its middle at half of the mass, where the second part begins.
+    assert split_masks(torch.ones(1, 1, 3), 2)[0, :, 0].tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
+def test_masks_of_half_precision_are_summed_in_full_precision() -> None:
+    # In float16 the sum of 300 x 300 cells is infinite, and every weight 0.
+    map_1CHW = torch.full((1, 2, 300, 300), 3.0)
+    pooled_11C = pool(map_1CHW, torch.ones(1, 1, 300, 300, dtype=torch.float16), torch.tensor([0]))
+    torch.testing.assert_close(pooled_11C, torch.full((1, 1, 2), 3.0), atol=1e-3, rtol=0)
+
+
 def test_four_parts_of_a_full_square_are_its_quarters() -> None:
     parts_4HW = split_masks(torch.ones(1, 4, 4), 4)[0]
     for part, (rows, columns) in zip(

@@ -69,6 +69,19 @@ def test_compiled_layers_give_the_same_texts_and_leave_the_weights_names(folder:
     assert not any("_orig_mod" in name for name in plain.state_dict())
 
 
+def test_the_mode_of_compilation_is_handed_on_and_a_cpu_is_told_that_it_has_no_cuda_graphs(
+    folder: Path, monkeypatch, caplog
+) -> None:
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: modes.append(given["mode"]))
+    compile_layers(load_model(folder))
+    assert set(modes) == {"default"} and caplog.text == ""
+    modes.clear()
+    load_model(folder, Precision(compile=True, compile_mode="reduce-overhead"))
+    assert set(modes) == {"reduce-overhead"} and len(modes) > 1
+    assert "CUDA graphs are of GPUs; on this cpu it is as default" in caplog.text
+
+
 def test_a_machine_without_a_compiler_is_told_so_before_the_first_picture(folder: Path, monkeypatch) -> None:
     def no_compiler(self, *_: object, **__: object) -> None:
         raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nmore")
@@ -86,6 +99,11 @@ def test_compile_and_quantization_do_not_go_together_and_both_options_decide() -
     plain = LabelSettings(**SETTINGS).deciding()
     assert "compile" not in plain and "attention" not in plain, "runs that were begun before go on"
     assert LabelSettings(**SETTINGS, compile=True).deciding() == {**plain, "compile": True}
+    tuned = LabelSettings(**SETTINGS, compile=True, compile_mode="reduce-overhead")
+    tuned.check()
+    assert tuned.deciding() == {**plain, "compile": True, "compile_mode": "reduce-overhead"}
+    with pytest.raises(UsageError, match="--compile-mode reduce-overhead: it is of --compile"):
+        LabelSettings(**SETTINGS, compile_mode="reduce-overhead").check()
     assert LabelSettings(**SETTINGS, attention="eager").deciding() == {**plain, "attention": "eager"}
     assert LabelSettings(**SETTINGS, profile=True).deciding() == plain
 

@@ -1,4 +1,4 @@
-"""Regions of bare pictures: what is found and kept, the run, and `rlabel label --propose`."""
+"""Regions of bare pictures: what is found and kept, and the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from rlabel.cli.main import main
 from rlabel.config import settings_schema
 from rlabel.corpus.coco import read_corpus
 from rlabel.errors import UsageError
-from rlabel.proposing.embedded import EmbeddedProposer, scaled_rle
+from rlabel.proposing.embedded import EmbeddedProposer, mask_of, scaled_rle
 from rlabel.proposing.found import ALL, Found, Keeping, box_found, kept, mask_found
+from rlabel.proposing.hierarchy import colours, find_patches, join
 from rlabel.proposing.prompts import along_line
 from rlabel.proposing.settings import ProposeSettings
 from rlabel.records import ImageRecord
@@ -73,6 +74,34 @@ def test_a_small_mask_is_drawn_at_another_size_as_its_nearest_pixels(height: int
     expected = small[rows][:, columns]
     assert (coco_mask.decode(scaled_rle(small, height, width)).astype(bool) == expected).all()
     assert coco_mask.decode(scaled_rle(np.ones((5, 7), dtype=np.bool_), height, width)).all()
+    # Of a part of the small picture, what is drawn lies where the part does.
+    inside = np.zeros((5, 7), dtype=np.bool_)
+    inside[1:5, 2:6] = small[1:5, 2:6]
+    part = scaled_rle(inside[1:5, 2:6], height, width, (2, 1), (7, 5))
+    assert part == scaled_rle(inside, height, width)
+
+
+@pytest.mark.parametrize("way", ["edge", "colour", "both"])
+def test_what_is_said_of_a_joined_region_is_what_is_counted_in_its_pixels(way: str) -> None:
+    pixels = colours(np.random.default_rng(5).integers(0, 256, (24, 31, 3), dtype=np.uint8))
+    patches = find_patches(pixels, 0.8, 5)
+    nodes = join(patches, way)
+    count = len(patches.sizes_N)
+    assert count > 5 and len(nodes.patches) == 2 * count - 1 and nodes.sizes_M[-1] == 24 * 31
+    for number in (0, count, count + count // 2, 2 * count - 3, 2 * count - 2):
+        members = [n for n in range(count) if nodes.patches[number] >> n & 1]
+        inside = np.isin(patches.labels_HW, members)
+        rows, columns = np.nonzero(inside)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert nodes.boxes_M4[number].tolist() == box and nodes.sizes_M[number] == inside.sum()
+        part = mask_of(nodes.patches[number], box, patches)
+        assert (part == inside[box[1] : box[3], box[0] : box[2]]).all()
+        across = (inside[:, 1:] != inside[:, :-1]).sum() + (inside[1:] != inside[:-1]).sum()
+        assert nodes.perimeters_M[number] == across
+        rim = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]]).sum()
+        assert nodes.edges_M[number] == rim
+        spread = np.sqrt(((pixels[inside] - pixels[inside].mean(axis=0)) ** 2).sum(axis=-1).mean())
+        assert nodes.spreads_M[number] == pytest.approx(spread, abs=1e-6)
 
 
 # What is kept
@@ -151,6 +180,8 @@ def test_bare_pictures_become_regions_that_are_read_without_a_problem(tmp_path: 
     assert len(document["annotations"]) == last["regions"] > 0
     assert [row["id"] for row in document["annotations"]] == list(range(1, last["regions"] + 1))
     assert all("category_id" not in row and row["image_id"] != 1 for row in document["annotations"])
+    assert "left out, no pictures by their names: notes.txt (1 in all)" in result.stderr
+    assert "1 failures in 5 pictures" in result.stderr and "failures.jsonl" in result.stderr
     failure = json.loads((tmp_path / "out" / "failures.jsonl").read_text())
     assert failure["file_name"] == "bad.png" and "not a picture" in failure["reason"]
     with read_corpus(tmp_path / "out" / "regions.json") as corpus:
@@ -213,31 +244,6 @@ def test_a_listing_keeps_its_ids_and_too_many_failures_end_with_3(tmp_path: Path
     assert result.exit_code == 3 and "2 of 3 pictures failed" in result.stderr
     document = json.loads((tmp_path / "out" / "regions.json").read_text())
     assert {row["image_id"] for row in document["annotations"]} == {70}
-
-
-def test_label_finds_the_regions_first(tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 1)
-    (tmp_path / "names.txt").write_text("ball\nbrick\n")
-    words = ("label", "--images", folder, "--vocabulary", tmp_path / "names.txt", "--out", tmp_path / "run", "--no-ray")
-    result = run(*words, "--propose", "--threshold", "-1")
-    assert result.exit_code == 0, result.output
-    last = json.loads(result.stdout.splitlines()[-1])
-    assert last["proposed"] == str(tmp_path / "run-regions" / "regions.json")
-    found = json.loads(Path(last["proposed"]).read_text())["annotations"]
-    assert last["regions"] == len(found) > 0
-    labels = json.loads((tmp_path / "run" / "labels.json").read_text())["annotations"]
-    assert labels[0]["attributes"]["status"] == "labeled"
-    both = run(*words, "--propose", "--regions", "x.json")
-    assert both.exit_code == 2 and "--propose" in both.stderr
-
-
-def test_what_is_wrong_with_the_labeling_is_said_before_anything_is_looked_at(tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 1)
-    result = run(
-        "label", "--images", folder, "--propose", "--vocabulary", tmp_path / "none.txt", "--out", tmp_path / "r"
-    )
-    assert result.exit_code == 1 and "none.txt" in result.stderr
-    assert not (tmp_path / "r-regions").exists()
 
 
 # Wrong input

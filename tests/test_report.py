@@ -19,10 +19,11 @@ from PIL import Image
 from rlabel.errors import InputError
 from rlabel.evaluation.auditing import audit_run
 from rlabel.evaluation.evaluate import evaluate_run
+from rlabel.report import drawing
 from rlabel.report.drawing import ABSTAINED, FAILED, RIGHT, WRONG, Color, draw_regions
 from rlabel.report.page import write_report
 from rlabel.report.reading import DrawnRegion, read_drawn_images
-from rlabel.report.sheet import TILE_WIDTH_PX, make_sheet
+from rlabel.report.sheet import TILE_WIDTH_PX, draw_pictures, make_sheet
 from rlabel.report.worst import draw_cases, surest_wrong
 
 CATEGORIES = [{"id": 5, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog", "supercategory": "animal"}]
@@ -163,6 +164,22 @@ def test_a_region_that_cannot_be_drawn_does_not_stop_the_others(segmentation: An
     regions = [drawn(segmentation=segmentation, box_xywh=["a", None, 1, 2]), drawn(is_correct=True)]
     picture = draw_regions(np.zeros((180, 180, 3), np.uint8), regions, 180, 180)
     assert count_color(np.asarray(picture), RIGHT) > 100
+
+
+def test_a_crowded_picture_has_tags_for_its_largest_regions_only(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = json.loads((run / "labels.json").read_text())
+    boxes = [[x * 8, y * 8, 3 + (x + y) % 5, 4] for y in range(20) for x in range(20)]
+    rows["annotations"] = [label(11, 5) | {"segmentation": None, "bbox": box} for box in boxes]
+    (run / "labels.json").write_text(json.dumps(rows))
+    (image,) = read_drawn_images(str(run), 1)
+    tagged = []
+    monkeypatch.setattr(drawing, "tag_lines", lambda region: tagged.append(region.box_xywh[2]) or ["cat"])
+    draw_regions(np.zeros((180, 180, 3), dtype=np.uint8), image.regions, 480, 640)
+    assert len(tagged) == 100 and min(tagged) >= 6  # of widths 3 to 7, 80 regions each
+    (picture,) = draw_pictures(str(run), str(tmp_path / "images"), None, 1)
+    assert picture.description.endswith("; and 362 more") and picture.description.count(";") == 40
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])

@@ -15,6 +15,7 @@ from label_factories import rlabel_here
 from report_factories import HOSTILE, drawn_run
 from rlabel.report.drawing import ABSTAINED, RIGHT, WRONG
 from rlabel.report.gallery import write_gallery
+from rlabel.report.items import choose_doubtful
 from rlabel.report.page import write_report
 from rlabel.report.sprites import THUMB_PX
 from rlabel.run.directory import RunDirectory
@@ -113,6 +114,25 @@ def test_of_too_many_regions_the_most_doubtful_stay_and_old_files_go(tmp_path: P
     ]
 
 
+def test_of_many_regions_the_most_doubtful_have_a_thumbnail_and_the_page_says_so(tmp_path: Path) -> None:
+    run = drawn_run(tmp_path, num_labels=30)
+    for max_thumbs, drawn, named in (
+        (3, {"10", "11", "40"}, "the 3 most doubtful have a thumbnail"),
+        (0, set(), "without thumbnails"),
+        (None, {str(key) for key in range(10, 42)}, "All 32 regions. "),
+        (32, {str(key) for key in range(10, 42)}, "All 32 regions. "),
+    ):
+        write_report(
+            str(tmp_path / "run"), str(tmp_path / "images"), out_url=str(tmp_path / "page"), max_thumbs=max_thumbs
+        )
+        rows = rows_of(tmp_path / "page")
+        assert len(rows) == 32 and {row["key"] for row in rows if row["thumb"] >= 0} == drawn
+        assert named in (tmp_path / "page" / "report.html").read_text()
+    choice = choose_doubtful(run, 3, 1)
+    assert choice.shown is not None and len(choice.shown) == 3
+    assert choice.drawn is not None and choice.drawn < choice.shown
+
+
 def test_the_same_run_gives_the_same_files(tmp_path: Path) -> None:
     run = drawn_run(tmp_path, num_labels=30)
     seen = []
@@ -146,10 +166,17 @@ def test_the_policy_names_every_script_and_style_of_the_page(tmp_path: Path) -> 
 def test_the_command_writes_page_and_sheet_where_it_is_told(tmp_path: Path) -> None:
     drawn_run(tmp_path)
     run, images, out, sheet = (str(tmp_path / name) for name in ("run", "images", "page", "s.png"))
-    done = rlabel_here("report", [run, "--images", images, "--out", out, "--sheet", sheet, "--max-regions", "5"])
+    done = rlabel_here(
+        "report", [run, "--images", images, "--out", out, "--sheet", sheet, "--max-regions", "5", "--thumbnails", "2"]
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["page"] == f"{out}/report.html"
-    assert len(rows_of(tmp_path / "page")) == 5 and not (tmp_path / "run" / "report.html").exists()
+    rows = rows_of(tmp_path / "page")
+    assert (
+        len(rows) == 5
+        and len([row for row in rows if row["thumb"] >= 0]) == 2
+        and not (tmp_path / "run" / "report.html").exists()
+    )
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"
 
@@ -159,6 +186,7 @@ def test_the_command_writes_page_and_sheet_where_it_is_told(tmp_path: Path) -> N
     [
         (["--sheet", "s.png"], "--images"),
         (["--max-regions", "0"], "--max-regions"),
+        (["--thumbnails", "-1"], "expected a whole number, all or none"),
         (["--truth", "none.json"], "none.json"),
     ],
 )

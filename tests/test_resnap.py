@@ -1,44 +1,27 @@
-"""`rlabel snap`: a run's answers under another vocabulary, without the model, as a run of its own."""
+"""A run's answers under another vocabulary, without the model, as a run of its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from label_factories import Outcome as Ended
-from label_factories import rlabel_here
 from rlabel.errors import RunError, UsageError
-from rlabel.records import Abstention, Caption, JsonValue, Label, Outcome, ShardResult, Snap
-from rlabel.run.carried import NOTHING_CARRIED
+from rlabel.records import Abstention, Caption, Label, ShardResult
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import PlanSummary
-from rlabel.run.records_io import line_to_outcome, outcome_to_line
-from rlabel.run.resnap import (
-    SnapJob,
-    also_folders,
-    open_snapped,
-    open_source,
-    refuse_overlap,
-    snap_run,
-    snapped_manifest,
-)
-from rlabel.run.snap_lines import NewSnap, _edited, snap_body, snapped, texts_of
+from rlabel.run.resnap import also_folders, open_snapped, open_source, refuse_overlap, snap_run, snapped_manifest
+from rlabel.run.snap_lines import distinct_texts_of
 from rlabel.storage import Store
 from rlabel.vocabulary.embedding import Rows
 from rlabel.vocabulary.snapping import Snapper
-from rlabel.vocabulary.vocabulary import Category, Vocabulary, make_vocabulary
+from rlabel.vocabulary.vocabulary import make_vocabulary
 from run_factories import (
     abstention,
     begin_run,
-    box_polygon,
-    box_rle,
     committed_run,
     everything,
     failure,
@@ -47,168 +30,8 @@ from run_factories import (
     manifest,
     region,
     shard_result,
-)  # fmt: skip
-
-BEASTS = make_vocabulary(
-    "beasts/of all kinds",
-    [Category(category_id=70, name="feline", synonyms=("cat",)), Category(category_id=80, name="thing")],
 )
-LABELED = Snap(category_id=70, nearest_name="feline", similarity=1.0, margin=1.0, decided_by="phrase")
-UNLABELED = Snap(
-    category_id=None,
-    nearest_name='a "f\u00e9line" \u2028',
-    similarity=0.25,
-    margin=0.125,
-    decided_by=None,
-    reason='"no", so',
-)
-
-
-class AxisEmbedder:
-    """Puts a text that is known on an axis of its own, others between all; "broken" has no vector."""
-
-    def __init__(self, *texts: str) -> None:
-        self.axis_of = {text: axis for axis, text in enumerate(texts)}
-        self.asked: list[str] = []
-
-    def embed(self, texts: Sequence[str]) -> Rows:
-        self.asked += texts
-        rows = np.zeros((len(texts), len(self.axis_of) + 1), dtype=np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            row[self.axis_of.get(text, -1)] = np.nan if text == "broken" else 1.0
-        return rows
-
-
-def job(where: Path, vocabulary: Vocabulary = BEASTS, **more: object) -> SnapJob:
-    fields: dict[str, object] = {"threshold": 0.5, "margin": 0.0, "embedder": "axes", **more}
-    return SnapJob(vocabulary=vocabulary, where=str(where), **fields)  # type: ignore[arg-type]
-
-
-def snap_all(source: RunDirectory, where: Path, snapper: Snapper | None = None) -> RunDirectory:
-    run = open_snapped(source, job(where))
-    snap_run(source, run, lambda: snapper or Snapper(BEASTS, None), lambda: None)
-    return run
-
-
-def one_shard(folder: Path, outcomes: Sequence[Outcome], images: Sequence[int] = (1,), **more: object) -> RunDirectory:
-    plan = PlanSummary(num_shards=1, num_images=len(images), num_regions=len(outcomes), sha256="b" * 64)
-    run = RunDirectory.create_or_resume(Store.open(folder), manifest(plan=plan, **more))
-    run.commit(ShardResult(index=0, images=tuple(image_row(one) for one in images), outcomes=tuple(outcomes)))
-    return run
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def results_of(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in files_of(folder).items() if not name.endswith("status.json")}
-
-
-# One line
-
-
-def odd_outcomes(text: str) -> list[Outcome]:
-    odd = region(
-        "1",
-        1,
-        segmentation=box_rle(1, 2, 3, 4),
-        extra={"score": 0.5, "x": {"a": 1, "score": 2, "snap": {"text": '},"text":"'}}},
-    )
-    plain = region("2", 2, segmentation=box_rle(1, 2, 3, 4))
-    shape = box_rle(1, 2, 3, 4)
-    return [
-        label(odd, text=text, segmentation=shape),
-        label(plain, text=text, segmentation=shape),
-        label(plain, "an id", text=text, segmentation=[[0.5, 0, 9, 0, 9, 9]]),
-        replace(label(plain, text=text), raw_score=0.25, score=0.125),
-        replace(label(plain, text=text), text_score=1e-06, area_px=1e20),
-        abstention(plain, text=text),
-        abstention(odd, text=text),
-        Caption(
-            region=odd, image_id=1, text=text, score=0.75, box_xywh=(1.0, 2.0, 3.0, 4.0), area_px=12.0, segmentation=shape
-        ),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("snap", [LABELED, UNLABELED, replace(LABELED, decided_by="embedding", similarity=0.75)])
-@settings(max_examples=60, deadline=None)
-@given(
-    text=st.text(max_size=30)
-    | st.sampled_from(["\ud800 \u00fc", '},"text":"', ',"snap":{', "\\", "\u0642\u0637\u0629 \U0001f408\u200d\u2b1b"])
-)
-def test_an_edited_line_is_the_line_of_the_record_with_the_other_snap(snap: Snap, text: str) -> None:
-    outcomes = odd_outcomes(text)
-    lines = [outcome_to_line(outcome) for outcome in outcomes]
-    body = b"".join(line + b"\n" for line in lines)
-    assert list(texts_of(body)) == [text] * len(outcomes)
-    new_body, num_labels, num_abstentions = snap_body(body, {text: NewSnap.of(snap)})
-    sizes: dict[bytes, tuple[JsonValue, JsonValue]] = {b"1": (48, 64)}
-    by_records = [snapped(line_to_outcome(line), snap, {}) for line in lines]
-    by_records[5:7] = [snapped(outcome, snap, sizes) for outcome in outcomes[5:7]]
-    assert new_body.split(b"\n")[:-1] == [outcome_to_line(outcome) for outcome in by_records]
-    assert (num_labels, num_abstentions) == ((0, 8) if snap.category_id is None else (8, 0))
-
-
-def test_ordinary_labels_and_abstentions_are_edited_not_parsed() -> None:
-    outcomes = odd_outcomes("a cat")
-    edited = [
-        _edited(outcome_to_line(outcome), NewSnap.of(LABELED), NOTHING_CARRIED) is not None for outcome in outcomes
-    ]
-    assert edited == [False, True, True, True, True, True, True, False]
-    assert _edited(outcome_to_line(outcomes[5]), NewSnap.of(UNLABELED), NOTHING_CARRIED) is not None
-    polygons = abstention(region("3", 3, segmentation=box_polygon(1, 2, 3, 4)))
-    assert _edited(outcome_to_line(polygons), NewSnap.of(LABELED), NOTHING_CARRIED) is None
-
-
-def test_a_snapped_label_keeps_all_that_the_snap_does_not_decide() -> None:
-    old = replace(label(region("1", 1), segmentation=[[0, 0, 9, 0, 9, 9]]), raw_score=0.25)
-    new = snapped(old, replace(LABELED, decided_by="embedding", similarity=0.5), {})
-    assert isinstance(new, Label)
-    assert (new.category_id, new.score, new.raw_score) == (70, 0.375, None)  # 0.75 of the text, times 0.5
-    assert new.evidence == replace(old.evidence, candidates=())
-    assert replace(
-        new, category_id=7, score=old.score, raw_score=0.25, snap=old.snap, evidence=old.evidence
-    ) == old  # fmt: skip
-    abstained = snapped(old, UNLABELED, {})
-    assert isinstance(abstained, Abstention)
-    assert (abstained.text, abstained.text_score, abstained.snap) == (old.text, old.text_score, UNLABELED)
-
-
-@pytest.mark.parametrize(
-    ("given_shape", "box", "size", "expected"),
-    [
-        (None, (1.0, 2.0, 3.0, 4.0), (48, 64), None),
-        (box_polygon(4, 6, 20, 10), (4.0, 6.0, 20.0, 10.0), (48, 64), box_polygon(4, 6, 20, 10)),
-        (box_polygon(4, 6, 20, 10), (4.0, 6.0, 20.0, 10.0), (None, None), box_polygon(4, 6, 20, 10)),
-        # Mended polygons are drawn: pycocotools would take a part of four numbers for a box.
-        ([*box_polygon(4, 6, 20, 10), [1, 2, 3, 4]], (4.0, 6.0, 20.0, 10.0), (48, 64), box_rle(4, 6, 20, 10)),  # type: ignore[misc]
-        ([*box_polygon(4, 6, 20, 10), [1, 2, 3, 4]], (4.0, 6.0, 20.0, 10.0), (None, None), None),  # type: ignore[misc]
-        (
-            {"size": [48, 64], "counts": [48 * 2 + 3, 5, 48 * 62 - 8]},
-            (2.0, 3.0, 1.0, 5.0),
-            (48, 64),
-            box_rle(2, 3, 1, 5),
-        ),
-        (box_rle(1, 2, 3, 4), (1.0, 2.0, 3.0, 4.0), (None, None), box_rle(1, 2, 3, 4)),
-        (box_rle(1, 2, 0, 0), (1.0, 2.0, 3.0, 4.0), (48, 64), None),
-        ([[1, 2]], (1.0, 2.0, 3.0, 4.0), (48, 64), None),
-        ("nonsense", (1.0, 2.0, 3.0, 4.0), (48, 64), None),
-    ],
-)
-def test_an_abstention_that_becomes_a_label_gets_its_segmentation_as_the_labeler_writes_it(
-    given_shape: JsonValue,
-    box: tuple[float, float, float, float],
-    size: tuple[JsonValue, JsonValue],
-    expected: JsonValue,
-) -> None:
-    old = replace(abstention(region("1", 1, segmentation=given_shape)), box_xywh=box)
-    new = snapped(old, LABELED, {b"1": size})
-    assert isinstance(new, Label)
-    assert new.segmentation == expected
-
-
-# A run
+from snap_factories import BEASTS, AxisEmbedder, files_of, job, one_shard, results_of, snap_all
 
 
 def test_answers_get_the_new_names_and_failures_stay(tmp_path: Path) -> None:
@@ -284,6 +107,46 @@ def test_a_run_whose_texts_come_in_many_groups_has_the_same_bytes(
     snap_all(source, tmp_path / "in groups", Snapper(BEASTS, AxisEmbedder("feline", "cat", "thing")))
     assert files_of(tmp_path / "at once") == files_of(tmp_path / "in groups")
     assert len(embedder.asked) == len(set(embedder.asked))
+
+
+def run_of_odd_texts(folder: Path, num_shards: int) -> RunDirectory:
+    """Return a run with one answer a shard, which no word decides."""
+    images = [image_row(index) for index in range(num_shards)]
+    labels = [label(region(f"{index}", None), index, text=f"blorp {index}") for index in range(num_shards)]
+    pairs = enumerate(zip(images, labels, strict=True))
+    results = [ShardResult(index=index, images=(image,), outcomes=(one,)) for index, (image, one) in pairs]
+    return committed_run(folder, results)
+
+
+def test_texts_are_embedded_while_others_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = run_of_odd_texts(tmp_path / "old", 6)
+    is_embedded = Event()
+
+    class Telling(AxisEmbedder):
+        def embed(self, texts: Sequence[str]) -> Rows:
+            is_embedded.set()
+            return super().embed(texts)
+
+    bodies_read = []
+
+    def patient(body: bytes) -> list[str]:
+        bodies_read.append(body)
+        assert len(bodies_read) < 6 or is_embedded.wait(60)
+        return distinct_texts_of(body)
+
+    monkeypatch.setattr("rlabel.run.resnap._FEW_TEXTS", 1)
+    monkeypatch.setattr("rlabel.run.resnap.distinct_texts_of", patient)
+    run = snap_all(source, tmp_path / "new", Snapper(BEASTS, Telling("feline", "cat", "thing")))
+    assert len(run.committed()) == 6 == len(bodies_read)
+
+
+def test_a_damaged_shard_is_told_of_before_the_texts_of_others_are_embedded(tmp_path: Path) -> None:
+    source = run_of_odd_texts(tmp_path / "old", 3)
+    (tmp_path / "old/shards/000002.jsonl").write_bytes(b"")
+    embedder = AxisEmbedder("feline", "cat", "thing")
+    with pytest.raises(RunError, match="000002.jsonl: damaged"):
+        snap_all(source, tmp_path / "new", Snapper(BEASTS, embedder))
+    assert embedder.asked == []
 
 
 def test_other_thresholds_are_another_run(tmp_path: Path) -> None:
@@ -413,74 +276,3 @@ def test_further_vocabularies_have_folders_of_their_own() -> None:
     same = [make_vocabulary(name, BEASTS.categories) for name in ("a", "a", "../b", "\u00fc", "a-2")]
     folders = also_folders("s3://x/run/", same)
     assert [folder.removeprefix("s3://x/run/also/") for folder in folders] == ["a", "a-2", "b", "vocabulary", "a-2-2"]
-
-
-# The command
-
-
-@pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Return a function that calls `rlabel` with an embedder of three axes."""
-    monkeypatch.setattr("rlabel.cli.snap._embedder", lambda *_: AxisEmbedder("feline", "cat", "thing"))
-    names = [{"id": one.category_id, "name": one.name, "synonyms": list(one.synonyms)} for one in BEASTS.categories]
-    (tmp_path / "beasts.json").write_text(json.dumps({"name": "beasts", "categories": names}))
-    (tmp_path / "dogs.txt").write_text("dog\n")
-
-    def call(command: str, *arguments: str) -> Ended:
-        return rlabel_here(command, [argument.replace("{}", str(tmp_path)) for argument in arguments])
-
-    return call
-
-
-def test_the_command_writes_runs_that_status_counts(invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    committed_run(tmp_path / "old", [shard_result(index) for index in range(3)])
-    before = files_of(tmp_path / "old")
-    command = ("snap", "{}/old", "--vocabulary", "{}/beasts.json", "--also", "{}/dogs.txt", "--out", "{}/new")
-    done = invoke(*command)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
-    assert document["state"] == "done"
-    assert document["labels"] + document["abstentions"] + document["failures"] == document["regions"] == 24
-    (also,) = document["also"]
-    assert also["file"] == str(tmp_path / "new/also/dogs/labels.json") and Path(also["file"]).is_file()
-    status = invoke("status", "{}/new", "--json")
-    assert json.loads(status.stdout)["labels"] == document["labels"] > 0
-    assert files_of(tmp_path / "old") == before
-    after = results_of(tmp_path / "new")
-    assert invoke(*command).returncode == 0
-    assert results_of(tmp_path / "new") == after
-
-
-@pytest.mark.parametrize(
-    ("more", "code", "words"),
-    [
-        (("--out", "{}/old/new"), 2, "apart from the run"),
-        (("--out", "{}/new", "--threshold", "2"), 2, "snapping threshold"),
-        (("--out", "{}/new", "--margin", "nan"), 2, "snapping margin"),
-        (("--out", "{}/new", "--also", "{}/gone.json"), 1, "gone.json"),
-        (("--out", "{}"), 2, "apart from the run"),
-        (("--out", "{}/new", "--embedder", "{}/gone"), 1, "no such folder"),
-        (("--out", "{}/full"), 2, "expected an empty folder"),
-    ],
-)
-def test_a_wrong_call_ends_before_anything_is_written(  # type: ignore[no-untyped-def]
-    invoke, tmp_path: Path, more: tuple[str, ...], code: int, words: str
-) -> None:
-    committed_run(tmp_path / "old", [shard_result(0)])
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/notes.txt").write_text("mine")
-    before = files_of(tmp_path)
-    done = invoke("snap", "{}/old", "--vocabulary", "{}/beasts.json", *more)
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
-    assert files_of(tmp_path) == before
-
-
-def test_a_partial_run_says_what_is_missing(invoke, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    begin_run(tmp_path / "old", 2).commit(shard_result(1))
-    command = ("snap", "{}/old", "--vocabulary", "{}/beasts.json", "--out", "{}/new")
-    refused = invoke(*command)
-    assert refused.returncode == 1 and "--partial" in refused.stderr
-    done = invoke(*command, "--partial")
-    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["state"] == "stopped"
-    assert "1 of 2 shards are not there yet" in done.stderr

@@ -21,8 +21,6 @@ pytestmark = pytest.mark.timeout(400)
 NUM_SHARDS = 24
 # All that is in the folder of a finished run: nothing of its drivers, nothing half-written.
 FINISHED = ["abstained.jsonl", "failures.jsonl", "labels.json", "manifest.json", "shards", "status.json"]
-# On a machine with more to do than it has cores, everything takes longer.
-SOON_S = 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +50,16 @@ def finish(setup: Setup, out: Path) -> dict[str, tuple[int, int]]:
     return before
 
 
+def soon_s() -> float:
+    """Return what counts as soon: on a machine with more to do than it has cores, everything takes longer."""
+    return 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def stop(process: subprocess.Popen[str], number: int) -> tuple[int, float, str]:
     """Send a signal; return the exit code, the seconds until the end, and what was said on stderr."""
     started = time.monotonic()
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     return process.returncode, time.monotonic() - started, errors
 
 
@@ -95,7 +98,7 @@ def test_sigterm_ends_the_process_soon_and_says_how_to_go_on(setup, undisturbed,
     process = start("rlabel.cli.main", ["label", *setup.arguments(out, no_ray=True)])
     wait_until(lambda: len(shard_files(out)) >= 2, process)
     code, seconds, errors = stop(process, signal.SIGTERM)
-    assert code == 130 and seconds < SOON_S, errors
+    assert code == 130 and seconds < soon_s(), errors
     assert "Run the same command again to go on" in errors and "Traceback" not in errors
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("stopped", 130) and 2 <= status["shards_done"] < NUM_SHARDS
@@ -119,7 +122,7 @@ def test_of_two_drivers_at_once_the_second_is_refused_and_the_first_named(setup,
     second = rlabel_here("label", setup.arguments(out, no_ray=True))
     assert second.returncode == 2 and second.stdout == "", second.stderr
     assert f"another driver is at this run: {socket.gethostname()}, pid {first.pid}, since " in second.stderr
-    output, errors = first.communicate(timeout=100)
+    output, errors = first.communicate(timeout=200)
     assert first.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["state"] == "done"
     assert outputs(out) == outputs(undisturbed)
@@ -142,7 +145,7 @@ def test_a_driver_stopped_so_long_that_another_one_took_over_notices_and_does_no
         assert finished == outputs(undisturbed) and before.items() <= shard_files(out).items()
     finally:
         os.kill(zombie.pid, signal.SIGCONT)
-    output, errors = zombie.communicate(timeout=100)
+    output, errors = zombie.communicate(timeout=200)
     assert zombie.returncode == 1 and output == "" and "Traceback" not in errors
     assert "it was taken for dead" in errors and "nothing is to be done" in errors
     assert outputs(out) == finished and (out / "status.json").read_bytes() == status
@@ -152,20 +155,18 @@ def test_a_driver_stopped_so_long_that_another_one_took_over_notices_and_does_no
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_ray_stopped_and_then_killed_leaves_no_process_and_goes_on_to_the_same_bytes(setup, undisturbed, tmp_path):
     out = tmp_path / "run"
-    arguments = setup.arguments(out, num_actors=2)
-
-    process = start("jobs.label", arguments, cwd=ROOT)
+    process = start("jobs.label", setup.arguments(out, num_actors=1), cwd=ROOT)
     wait_until(lambda: len(shard_files(out)) >= 2, process)
     lock = session_lock(process)
     assert ray_processes(lock.parent)
     code, seconds, errors = stop(process, signal.SIGTERM)
-    assert code == 130 and seconds < SOON_S, f"{seconds} s: {errors}"
+    assert code == 130 and seconds < soon_s(), f"{seconds} s: {errors}"
     assert "Traceback" not in errors
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     assert not lock.parent.exists() and not ray_processes(lock.parent)
     stopped_at = shard_files(out)
 
-    process = start("jobs.label", arguments, cwd=ROOT)
+    process = start("jobs.label", setup.arguments(out, num_actors=2), cwd=ROOT)
     wait_until(lambda: len(shard_files(out)) >= len(stopped_at) + 3, process)
     lock = session_lock(process)
     process.kill()
@@ -176,7 +177,7 @@ def test_ray_stopped_and_then_killed_leaves_no_process_and_goes_on_to_the_same_b
     assert outputs(out) == outputs(undisturbed)
 
     # Ray's processes notice that their driver is gone; the folder stays until the next start of any driver.
-    wait_until(lambda: not ray_processes(lock.parent), timeout_s=60)
+    wait_until(lambda: not ray_processes(lock.parent), timeout_s=180)
     finish(setup, out)
     assert sorted(path.name for path in out.iterdir()) == FINISHED
     assert len(list((out / "shards").iterdir())) == NUM_SHARDS

@@ -13,7 +13,7 @@ from label_factories import rlabel_here
 from rlabel.errors import InputError, RunError
 from rlabel.records import ShardResult
 from rlabel.run.directory import RunDirectory
-from rlabel.run.review import apply_decisions, read_decisions
+from rlabel.run.review import apply_decisions, former_decisions, read_decisions
 from rlabel.schema_files import validate
 from run_factories import CATEGORIES, abstention, committed_run, failure, image_row, label, region, shard_result
 
@@ -180,6 +180,29 @@ def test_labels_of_other_shards_are_not_reviewed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(RunError, match="there is none"):
         apply_decisions(run, decisions)
+
+
+def test_what_was_decided_before_can_be_read_again(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    assert former_decisions(run) == []
+    rows = [said("1", "category", 3), said("row 2", "accept"), said("4", "abstain")]
+    applied(run, decisions_file(tmp_path, run, *rows))
+    assert [one.to_json() for one in former_decisions(run)] == rows
+    for broken in ("{", "[1]", '{"region_key": "1", "decision": "keep"}', "[" * 100_000):
+        (tmp_path / "run" / "reviewed.jsonl").write_text(broken)
+        with pytest.raises(InputError, match=r"(?s)reviewed\.jsonl: expected a decision in each line.*Delete the file"):
+            former_decisions(run)
+
+
+def test_decisions_that_a_later_file_leaves_out_are_counted_as_dropped(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    first = decisions_file(tmp_path, run, said("1", "accept"), said("4", "abstain"), name="first.json")
+    second = decisions_file(tmp_path, run, said("1", "abstain"), name="second.json")
+    assert apply_decisions(run, read_decisions([first], run)).dropped == 0
+    done = rlabel_here("review", [str(tmp_path / "run"), second])
+    assert done.returncode == 0 and "1 region that an earlier review decided is undecided now" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["dropped"] == 1
+    assert apply_decisions(run, read_decisions([second], run)).dropped == 0
 
 
 def test_the_command_says_what_it_did_in_its_last_line(tmp_path: Path) -> None:

@@ -115,3 +115,15 @@ def test_a_model_attends_as_before_after_sharing() -> None:
         assert config._attn_implementation == ATTENTION
         raise RuntimeError("stop")
     assert config._attn_implementation == before != ATTENTION
+
+
+def test_as_many_tiles_as_beginnings_are_not_one_for_each() -> None:
+    """One beginning has many rows, three have one, three have none."""
+    index_R = torch.tensor([0] * 16 + [1, 2, 3])
+    tiles = Tiles.of(index_R, 7, torch.device("cpu"))
+    assert (tiles.num_tiles, tiles.rows_each) == (7, 4)
+    keys_GHLE = torch.arange(7.0).view(7, 1, 1, 1)
+    group_T = tiles.keys_of(keys_GHLE).flatten().tolist()
+    laid_TC = tiles.lay(index_R + 1.0)
+    assert all(set(own.tolist()) <= {0.0, group + 1.0} for own, group in zip(laid_TC, group_T, strict=True))
+    assert tiles.take(laid_TC).tolist() == (index_R + 1).tolist()

@@ -255,6 +255,14 @@ def test_a_run_travels_to_another_process_by_pickle(tmp_path: Path) -> None:
 # Commits
 
 
+def test_files_of_shards_that_the_plan_does_not_have_are_none_of_the_run(tmp_path) -> None:
+    run = committed_run(tmp_path, [shard_result(0), shard_result(1)])
+    for name in ("000002", "000077", "1", "000001.old"):
+        run.store.put(f"shards/{name}.jsonl", run.store.read(run.shard_path(1)))
+    assert run.committed() == {0, 1}
+    assert [result.index for result in run.results()] == [0, 1]
+
+
 def test_a_shard_is_committed_once(tmp_path: Path) -> None:
     run = begin_run(tmp_path, 2)
     assert not run.is_committed(1)
@@ -294,12 +302,14 @@ def test_a_missing_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 
 COMMIT_ALL = """
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[2])
 from run_factories import begin_run, shard_result
 run = begin_run(sys.argv[1], 60)
 results = [shard_result(index, num_images=9, num_regions=20) for index in range(60) if not run.is_committed(index)]
 for result in results:
+    if result.index >= int(sys.argv[3]):
+        time.sleep(600)  # whoever is to kill this process is late
     run.commit(result)
 """
 
@@ -308,8 +318,8 @@ def test_killed_and_continued_gives_the_same_bytes_as_undisturbed(tmp_path: Path
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", COMMIT_ALL, str(killed), str(TESTS)]
     for num_before_kill in (1, 13, 31):
-        worker = subprocess.Popen(command, cwd=TESTS.parent)
-        give_up_at = time.monotonic() + 60
+        worker = subprocess.Popen([*command, str(num_before_kill + 15)], cwd=TESTS.parent)
+        give_up_at = time.monotonic() + 100
         while len(list(killed.glob("shards/*.jsonl"))) < num_before_kill:
             assert worker.poll() is None and time.monotonic() < give_up_at
             time.sleep(0.001)
@@ -319,7 +329,7 @@ def test_killed_and_continued_gives_the_same_bytes_as_undisturbed(tmp_path: Path
         assert 0 < len(run.committed()) < 60
         for index in run.committed():
             assert run.read(index) == shard_result(index, num_images=9, num_regions=20)
-    subprocess.run(command, cwd=TESTS.parent, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run([*command, "60"], cwd=TESTS.parent, check=True, stdout=subprocess.DEVNULL, timeout=120)
     results = [shard_result(index, num_images=9, num_regions=20) for index in range(60)]
     fresh = committed_run(tmp_path / "fresh", results)
     for run in (fresh, RunDirectory.open(Store.open(killed))):

@@ -18,19 +18,22 @@ from rlabel.labeling.trie import Trie
 
 END = 9
 TOKENS = 10
+_IMPOSSIBLE = 200.0  # exp(-200) is 0 in float32, and nothing beside 1 in float64
 
 
 class TableRows:
     """Rows that say what a table tells: the logits behind each beginning, by row. Counts the tokens that were tried."""
 
-    def __init__(self, seed: int, sharpness: float, levels: int, rows: Sequence[int], ties: bool = False) -> None:
-        self.seed, self.sharpness, self.levels, self.rows, self.ties = seed, sharpness, levels, list(rows), ties
+    def __init__(self, seed: int, sharpness: float, rows: Sequence[int], ties: bool = False) -> None:
+        self.seed, self.sharpness, self.rows, self.ties = seed, sharpness, list(rows), ties
         self.tried: list[int] = []
 
     def logits(self, row: int, beginning: tuple[int, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, row, beginning)) % 2**31)
-        if self.ties:  # few values, so that many names are equally probable
-            return torch.randint(0, self.levels, (TOKENS,), generator=generator).float() * self.sharpness
+        if self.ties:
+            # Equally probable tokens beside impossible ones, so that many names are equally probable: sums of ones and
+            # zeros are exact, whatever their order, and so are equal for two beginnings that are equal but for it.
+            return torch.randint(0, 2, (TOKENS,), generator=generator).float().sub_(1) * _IMPOSSIBLE
         return torch.randn(TOKENS, generator=generator) * self.sharpness
 
     def try_texts(self, texts: Texts) -> Tensor:
@@ -41,7 +44,7 @@ class TableRows:
         return torch.stack(said)
 
     def fork(self, index_R: Tensor) -> TableRows:
-        forked = TableRows(self.seed, self.sharpness, self.levels, [self.rows[i] for i in index_R], self.ties)
+        forked = TableRows(self.seed, self.sharpness, [self.rows[i] for i in index_R], self.ties)
         forked.tried = self.tried
         return forked
 
@@ -71,7 +74,7 @@ def test_the_best_names_found_are_the_best_of_all(
     names: list[list[int]], seed: int, sharpness: float, num_best: int
 ) -> None:
     ids = [[*name, END] for name in names]
-    rows = TableRows(seed, sharpness, 0, range(3))
+    rows = TableRows(seed, sharpness, range(3))
     (found,) = searched(Stretches(Trie(ids)), rows, rows.first(), "exact", num_best)
     answers = found.answers()
     for row, (own, (tokens, logprobs, (low, high))) in enumerate(zip(found.names(), answers, strict=True)):
@@ -89,7 +92,7 @@ def test_the_best_names_found_are_the_best_of_all(
 @given(_names, st.integers(0, 10_000))
 def test_of_equally_probable_names_the_first_is_chosen(names: list[list[int]], seed: int) -> None:
     ids = [[*name, END] for name in names]
-    rows = TableRows(seed, 2.0, 2, range(2), ties=True)
+    rows = TableRows(seed, 0.0, range(2), ties=True)
     (found,) = searched(Stretches(Trie(ids)), rows, rows.first(), "exact")
     for row, (tokens, _, _) in enumerate(found.answers()):
         every = [round(rows.logprob(row, name), 9) for name in ids]
@@ -112,7 +115,7 @@ def _values(rows: TableRows, row: int, name: Sequence[int]) -> list[float]:
 @given(_names, st.integers(0, 10_000))
 def test_going_down_takes_the_likeliest_token_at_each_step(names: list[list[int]], seed: int) -> None:
     ids = [[*name, END] for name in names]
-    rows = TableRows(seed, 2.0, 0, range(3))
+    rows = TableRows(seed, 2.0, range(3))
     (found,) = searched(Stretches(Trie(ids)), rows, rows.first(), "greedy")
     for row, (tokens, logprobs, _) in enumerate(found.answers()):
         said: list[int] = []
@@ -130,7 +133,7 @@ def every_name() -> Iterator[list[int]]:
 
 
 def test_a_model_that_is_sure_is_asked_little() -> None:
-    sure, unsure = TableRows(1, 8.0, 0, range(4)), TableRows(1, 0.0, 0, range(4))
+    sure, unsure = TableRows(1, 8.0, range(4)), TableRows(1, 0.0, range(4))
     stretches = Stretches(Trie(every_name()))
     for rows in (sure, unsure):
         list(searched(stretches, rows, rows.first(), "exact"))
@@ -140,7 +143,7 @@ def test_a_model_that_is_sure_is_asked_little() -> None:
 
 
 def test_where_one_name_is_left_its_tokens_are_tried_at_once() -> None:
-    rows = TableRows(2, 2.0, 0, [0])
+    rows = TableRows(2, 2.0, [0])
     (found,) = searched(Stretches(Trie([[1, 2, 3, 4, END], [5, END]])), rows, rows.first(), "all")
     # The way to 4, and 5: the end tokens need no step.
     assert sorted(rows.tried) == [1, 4]
@@ -148,7 +151,7 @@ def test_where_one_name_is_left_its_tokens_are_tried_at_once() -> None:
 
 
 def test_a_single_name_is_given_with_its_probability() -> None:
-    rows = TableRows(3, 2.0, 0, [0])
+    rows = TableRows(3, 2.0, [0])
     for name in ([END], [4, END], [4, 4, 7, END]):
         for how in ("greedy", "exact"):
             (found,) = searched(Stretches(Trie([name])), rows, rows.first(), how)  # type: ignore[arg-type]
@@ -158,7 +161,7 @@ def test_a_single_name_is_given_with_its_probability() -> None:
 
 
 def test_probabilities_that_are_no_numbers_end_the_search() -> None:
-    rows = TableRows(3, 2.0, 0, [0, 1])
+    rows = TableRows(3, 2.0, [0, 1])
     rows.logits = lambda row, beginning: torch.full((TOKENS,), torch.nan)  # type: ignore[method-assign]
     for how in ("greedy", "exact", "all"):
         (found,) = searched(Stretches(Trie(every_name())), rows, rows.first(), how)  # type: ignore[arg-type]

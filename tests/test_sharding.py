@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlabel.corpus.coco import read_corpus
+from rlabel.corpus.rows import region_content
 from rlabel.corpus.sharding import content_sha256, plan_contents, plan_shards
 from rlabel.errors import UsageError
 
@@ -126,3 +127,13 @@ def test_bounds_below_one_are_refused_at_the_call(tmp_path, bounds):
             with pytest.raises(UsageError, match="at least"):
                 plan(corpus, *bounds)
         assert list(plan_shards(corpus, 1, 1)) == []
+
+
+def test_a_region_in_the_place_of_an_image_is_another_content(tmp_path):
+    rows = [annotation(7, 1)]
+    with read_corpus(coco_file(tmp_path / "c.json", [image_row(1), image_row(2)], rows)) as corpus:
+        (shard,) = plan_shards(corpus, 2, 10)
+    first, second = shard.images
+    twin = replace(second, row=json.loads(region_content(first.regions[0])))
+    assert content_sha256((first,), ()) != content_sha256((replace(first, regions=()), twin), ())
+    assert content_sha256((first,), ()) != content_sha256((replace(first, regions=()),), first.regions)

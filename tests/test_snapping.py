@@ -2,109 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlabel.errors import UsageError
-from rlabel.records import Snap
-from rlabel.vocabulary.embedding import Rows
-from rlabel.vocabulary.prototypes import Prototypes
 from rlabel.vocabulary.snapping import Snapper
-from rlabel.vocabulary.vocabulary import Category, Vocabulary, load_vocabulary, make_vocabulary
-
-DIMENSIONS = 64
-
-
-class FakeEmbedder:
-    """Gives each text a random but fixed unit row; a text in `near` lies at a stated cosine from another.
-
-    near: {text: (other text, cosine)}. broken: texts whose row is NaN. asked: every text, in the order it was embedded.
-    """
-
-    def __init__(self, near: Mapping[str, tuple[str, float]] | None = None, broken: Sequence[str] = ()) -> None:
-        self._near = dict(near or {})
-        self._broken = frozenset(broken)
-        self.asked: list[str] = []
-
-    def embed(self, texts: Sequence[str]) -> Rows:
-        self.asked += texts
-        return np.array([self._row(text) for text in texts], dtype=np.float32).reshape(len(texts), DIMENSIONS)
-
-    def _row(self, text: str) -> np.ndarray:
-        if text in self._broken:
-            return np.full(DIMENSIONS, np.nan)
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        own = np.random.default_rng(seed).standard_normal(DIMENSIONS)
-        if text in self._near:
-            other_text, cosine = self._near[text]
-            other = self._row(other_text)
-            own -= other * (own @ other)
-            return cosine * other + np.sqrt(1.0 - cosine**2) * own / np.linalg.norm(own)
-        return own / np.linalg.norm(own)
-
-
-class CountingEmbedder(FakeEmbedder):
-    """calls: how many texts each call embedded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[int] = []
-
-    def embed(self, texts: Sequence[str]) -> Rows:
-        self.calls.append(len(texts))
-        return super().embed(texts)
-
-
-class ConstantEmbedder:
-    """Puts every text at one place."""
-
-    def embed(self, texts: Sequence[str]) -> Rows:
-        return np.ones((len(texts), 1), dtype=np.float32)
-
-
-class TableEmbedder:
-    def __init__(self, row_of: Mapping[str, Rows]) -> None:
-        self._row_of = row_of
-
-    def embed(self, texts: Sequence[str]) -> Rows:
-        return np.stack([self._row_of[text] for text in texts])
-
-
-def make_pets(*more: Category) -> Vocabulary:
-    return make_vocabulary(
-        "pets",
-        [
-            Category(category_id=3, name="cat", synonyms=("cat", "kitten")),
-            Category(category_id=9, name="dog", synonyms=("hound",)),
-            Category(category_id=12, name="hot dog", synonyms=("frankfurter",)),
-            Category(category_id=20, name="airplane"),
-            Category(category_id=21, name="fire engine", synonyms=("fire truck",)),
-            Category(category_id=22, name="truck"),
-            Category(category_id=23, name="couch"),
-            Category(category_id=24, name="doughnut"),
-            Category(category_id=25, name="cherries"),
-            Category(category_id=26, name="bow (weapon)"),
-            Category(category_id=27, name="cabinet/shelf"),
-            Category(category_id=28, name="t-shirt"),
-            Category(category_id=29, name="drinking glass", synonyms=("glass",)),
-            Category(category_id=30, name="glasses"),
-            Category(category_id=31, name="jack-o'-lantern"),
-            Category(category_id=32, name="cup"),
-            Category(category_id=33, name="Teddy_Bear"),
-            *more,
-        ],
-    )
-
-
-def snap_one(text: str, *more: Category) -> Snap:
-    return Snapper(make_pets(*more), None).snap([text])[0]
+from rlabel.vocabulary.vocabulary import Category, load_vocabulary, make_vocabulary
+from snap_factories import CountingEmbedder, FakeEmbedder, make_pets, snap_one
 
 
 @pytest.mark.parametrize(
@@ -363,58 +270,6 @@ def test_texts_of_a_call_are_embedded_together() -> None:
     Snapper(make_pets(), embedder).snap(["blorp", "cat", "zonk", "A zonk.", "a red dog", "blorp"])
     assert embedder.calls == [len(embedder.asked) - 3, 3]  # the vocabulary; blorp, zonk and the noun phrase
     assert embedder.asked[-3:] == ["blorp", "zonk", "red dog"]
-
-
-def test_nearest_categories_come_best_first_with_their_cosines() -> None:
-    embedder = FakeEmbedder(near={"puppy": ("dog", 0.8), "kitten": ("puppy", 0.7)})
-    snapper = Snapper(make_pets(), embedder)
-    puppy, empty, wordless, again = snapper.nearest(["A puppy.", "", "\u2026", "puppy"], 3)
-    assert [category_id for category_id, _ in puppy[:2]] == [9, 3]
-    assert puppy[0][1] == pytest.approx(0.8, abs=2e-6) and puppy[1][1] == pytest.approx(0.7, abs=2e-6)
-    assert puppy[2][1] <= puppy[1][1] and len(puppy) == 3
-    assert (empty, wordless, again) == ([], [], puppy)
-    assert len(snapper.nearest(["puppy"], 99)[0]) == len(make_pets().categories)
-    assert snapper.nearest(["puppy"], 0) == [[]]
-    assert Snapper(make_pets(), None).nearest(["puppy"], 2) == [[]]
-    assert Snapper(make_pets(), FakeEmbedder(broken=["puppy"])).nearest(["puppy", "zonk"], 1)[0] == []
-
-
-def test_nearest_and_snap_agree_and_equal_cosines_keep_the_order_of_the_file() -> None:
-    embedder = FakeEmbedder(near={"cat": ("beast", 0.9), "dog": ("beast", 0.9)})
-    snapper = Snapper(make_pets(), embedder, margin=0.0)
-    (found,) = snapper.nearest(["beast"], 2)
-    assert [category_id for category_id, _ in found] in ([3, 9], [9, 3])
-    assert (snapper.snap(["beast"])[0].category_id, snapper.snap(["beast"])[0].similarity) == found[0]
-    twins = make_vocabulary("twins", [Category(category_id=5, name="saw"), Category(category_id=4, name="axe")])
-    assert [one for one, _ in Snapper(twins, ConstantEmbedder()).nearest(["zonk"], 2)[0]] == [5, 4]
-
-
-def test_cosines_are_exact_sums_of_numbers_on_a_grid() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((40, 384)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    names = [f"name {number}" for number in range(30)]
-    vocabulary = make_vocabulary("v", [Category(category_id=n + 1, name=name) for n, name in enumerate(names)])
-    prototypes = Prototypes(vocabulary, TableEmbedder(dict(zip(names, rows[:30], strict=True))))
-    exact = [
-        [sum(Fraction(round(float(x) * 2**24), 2**24) * Fraction(round(float(y) * 2**24), 2**24) for x, y in zip(q, p, strict=True)) for p in rows[:30]]
-        for q in rows[30:]
-    ]  # fmt: skip
-    for query, expected in zip(rows[30:], exact, strict=True):
-        assert [Fraction(value) for value in prototypes.similarities(query).tolist()] == expected
-        assert Fraction(prototypes.cosine(query, 7)) == expected[7]
-    indices, cosines = prototypes.nearest(rows[30:], 2)
-    for row, expected in enumerate(exact):
-        order = sorted(range(30), key=lambda index: -expected[index])[:2]
-        assert indices[row].tolist() == order and cosines[row].tolist() == [float(expected[index]) for index in order]
-
-
-def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"blorp {number}" for number in range(50)]
-    whole = Snapper(make_pets(), FakeEmbedder(), threshold=-1.0).snap(texts)
-    monkeypatch.setattr("rlabel.vocabulary.prototypes._BLOCK_NUMBERS", 60)
-    monkeypatch.setattr("rlabel.vocabulary.snapping._MAX_TOGETHER", 7)
-    assert Snapper(make_pets(), FakeEmbedder(), threshold=-1.0).snap(texts) == whole
 
 
 COMMON_WORDS = "a an the dog cats hot not no and of on is , . couch fire engine red blorp truck but picture"

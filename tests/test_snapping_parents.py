@@ -1,4 +1,4 @@
-"""Snapping with parents to fall back to, and with a thesaurus."""
+"""Snapping with parents to fall back to, with a thesaurus, and at its threshold."""
 
 from __future__ import annotations
 
@@ -53,3 +53,18 @@ def test_lifted_similarity_ends_at_one() -> None:
     snap = Snapper(ANIMALS, embedder, thesaurus=thesaurus).snap(["wildebeest"])[0]
     assert (snap.category_id, snap.similarity) == (4, 1.0)
     assert snap.margin > 1.0
+
+
+def test_head_that_the_thesaurus_lifts_too_is_no_other_category_than_itself() -> None:
+    thesaurus = Thesaurus({"gnu": (7,), "hairy_gnu": (7,)}, {})
+    embedder = FakeEmbedder(near={"hairy gnu": ("gnu", 0.3)})
+    snap = Snapper(ANIMALS, embedder, threshold=-1.0, margin=0.0, thesaurus=thesaurus).snap(["a hairy gnu"])[0]
+    assert (snap.category_id, snap.decided_by, snap.similarity, snap.margin) == (4, "phrase", 1.0, 1.0)
+
+
+def test_cosine_that_is_the_threshold_is_enough() -> None:
+    embedder = FakeEmbedder(near={"zonk": ("gnu", 0.5)})
+    at = Snapper(ANIMALS, embedder, threshold=0.5, margin=0.0).snap(["zonk"])[0]
+    assert (at.category_id, at.similarity, at.decided_by) == (4, 0.5, "embedding")
+    above = Snapper(ANIMALS, embedder, threshold=0.500001, margin=0.0).snap(["zonk"])[0]
+    assert (above.category_id, above.nearest_name) == (None, "gnu")

@@ -31,6 +31,8 @@ from train_factories import (
     weights,
 )
 
+# Starts processes; on a machine with more to do than it has cores each takes many times its seconds.
+pytestmark = pytest.mark.timeout(400)
 TESTS = Path(__file__).parent
 LORA = {"lora": {"rank": 2, "alpha": 4}, "learning_rates": {"connector": 1e-3, "language_model": 1e-2}}
 
@@ -77,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, files: Files)
         for rank in (0, 1)
     ]
     try:
-        told = [worker.communicate(timeout=110)[1] for worker in workers]
+        told = [worker.communicate(timeout=350)[1] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -29,6 +29,14 @@ def test_ways_on_are_those_of_names_and_the_end_of_a_name_stays() -> None:
     assert trie.longest == 4
 
 
+def test_an_ended_name_goes_on_once_beside_rows_with_more_ways_on() -> None:
+    trie = Trie(NAMES)
+    ended = next(node for node in range(len(trie.name_S)) if trie.name_S[node] == 0)
+    value_RC, token_RC, node_RC = trie.go_on(torch.zeros(2, 10), torch.tensor([ended, ROOT]))
+    assert value_RC.tolist() == [[0.0, -torch.inf], [0.0, 0.0]]
+    assert (int(token_RC[0, 0]), int(node_RC[0, 0]), token_RC[1].tolist()) == (-1, ended, [3, 4])
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [

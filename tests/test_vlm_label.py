@@ -65,6 +65,29 @@ def test_another_way_of_showing_refuses_to_go_on(setup: Setup, finished: Path, c
     assert result.returncode == 2 and next(iter(changed)).replace("question", "prompt") in result.stderr
 
 
+@pytest.mark.parametrize("decoding", ["constrained", "hybrid"])
+def test_names_of_the_vocabulary_are_chosen_and_a_cut_run_goes_on(setup: Setup, tmp_path: Path, decoding: str) -> None:
+    out, cut = tmp_path / "out", tmp_path / "cut"
+    more: dict[str, object] = {"decoding": decoding, **({"search": "exact"} if decoding == "constrained" else {})}
+    result = label(setup, out, **more)
+    assert result.returncode == 0, result.stderr
+    coco = COCO(str(out / "labels.json"))
+    told = [len((out / name).read_text().splitlines()) for name in ("abstained.jsonl", "failures.jsonl")]
+    assert coco.anns and len(coco.anns) + told[0] == 2 * NUM_IMAGES and told[1] == 0
+    names = {category["name"] for category in coco.cats.values()}
+    by = {annotation["attributes"]["decided_by"] for annotation in coco.anns.values()}
+    if decoding == "constrained":
+        assert not told[0] and by == {"exact"}
+        assert {annotation["attributes"]["text"] for annotation in coco.anns.values()} <= names
+    else:
+        assert "likelihood" in by and all(0 <= annotation["score"] <= 1 for annotation in coco.anns.values())
+    shutil.copytree(out, cut)
+    (cut / "shards" / "000000.jsonl").unlink()
+    (cut / "labels.json").unlink()
+    assert label(setup, cut, **more).returncode == 0
+    assert outputs(cut) == outputs(out)
+
+
 def test_captions_of_marks_and_of_quantized_layers(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more: dict[str, object] = {
@@ -95,7 +118,7 @@ def test_a_dry_run_tells_the_prompt_and_loads_nothing(
 @pytest.mark.parametrize(
     ("settings", "code", "words"),
     [
-        ({"decoding": "constrained"}, 2, "--decoding constrained: a plain model"),
+        ({"decoding": "hybrid", "rank_by": "prior"}, 2, "--rank-by prior: a plain model"),
         ({"family": "nobody"}, 2, "--family nobody: expected one of"),
         ({"model": "embedded", "region_as": "crop"}, 2, "--region-as crop: a RegionGPT is given the masks themselves"),
         ({"attention": "flash_attention_2"}, 1, "without --quantization and --attention"),

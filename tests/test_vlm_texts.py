@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from rlabel.labeling.engine import Decoded
 from rlabel.vlm import loading
-from rlabel.vlm.decoding import shared_length, stop_ids
 from rlabel.vlm.describer import PlainDescriber
 from rlabel.vlm.families import family_of
-from rlabel.vlm.inputs import Look, PlainInputs, PlainProcessor
+from rlabel.vlm.inputs import PlainInputs, PlainProcessor
+from rlabel.vlm.rows import shared_length
 from vlm_factories import MAKERS, loaded, plan, regions, save
+from vlm_judges import NEW_TOKENS, agree
 
-NEW_TOKENS = 5
 PICTURE, MASKS = regions()
 
 
@@ -37,34 +36,6 @@ def describer(models: Any, kind: str, way: str, **options: Any) -> PlainDescribe
     model, processor = models(kind)
     shown = PlainProcessor(processor, plan(model.config.model_type, region_as=way))
     return PlainDescriber(model, shown, **{"max_new_tokens": NEW_TOKENS, **options})
-
-
-def plain_generate(model: Any, look: Look, stops: tuple[int, ...]) -> list[Decoded]:
-    """Return what `generate` says about each prompt of a look, pixels and all, asked alone."""
-    said = []
-    for row in look.rows:
-        out = model.generate(
-            **look.picture, **row, do_sample=False, num_beams=1, max_new_tokens=NEW_TOKENS, output_logits=True,
-            return_dict_in_generate=True, eos_token_id=list(stops),
-        )  # fmt: skip
-        ids = out.sequences[0].tolist()[-len(out.logits) :]
-        logprobs = [float(step[0].float().log_softmax(-1)[token]) for step, token in zip(out.logits, ids, strict=True)]
-        said.append(Decoded(text="", token_logprobs=tuple(logprobs), token_ids=tuple(i for i in ids if i not in stops)))
-    return said
-
-
-def agree(model: Any, made: PlainDescriber, inputs: PlainInputs, got: list[Decoded]) -> None:
-    wanted = [
-        one for look in inputs.looks for one in plain_generate(model, look, stop_ids(model, made.processor.tokenizer))
-    ]
-    assert [answer.token_ids for answer in got] == [answer.token_ids for answer in wanted]
-    for answer, other in zip(got, wanted, strict=True):
-        assert len(answer.token_logprobs) == len(other.token_logprobs)
-        # A forced token (BART's end at the longest length) is certain for generate; its logits are not.
-        count = len(answer.token_logprobs) - model.config.is_encoder_decoder
-        assert answer.token_logprobs[:count] == pytest.approx(other.token_logprobs[:count], abs=2e-4)
-    # Regions that all look alike to a model would prove nothing.
-    assert len({answer.token_logprobs for answer in wanted}) == len(wanted)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

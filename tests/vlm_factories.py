@@ -22,11 +22,11 @@ CHAT = (
     "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
     "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
-_VIT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def tokenizer(special: dict[str, str], tokens: Sequence[str] = ()) -> Any:
@@ -44,7 +44,7 @@ def tokenizer(special: dict[str, str], tokens: Sequence[str] = ()) -> Any:
     return made
 
 
-def _image_processor(module: str, name: str, **fields: Any) -> Any:
+def image_processor(module: str, name: str, **fields: Any) -> Any:
     return getattr(__import__(f"transformers.models.{module}", fromlist=[name]), name)(**fields)
 
 
@@ -53,12 +53,12 @@ def _qwen(kind: str) -> tuple[Any, Any, Any, str]:
     made = tokenizer(special, ["<|vision_start|>", "<|vision_end|>", "<|box_start|>", "<|box_end|>"])
     ids = made.convert_tokens_to_ids
     patch = 16 if kind == "qwen3_vl" else 14
-    images = _image_processor(
+    images = image_processor(
         "qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil", patch_size=patch,
         size={"shortest_edge": 56 * 56, "longest_edge": 84 * 84},
     )  # fmt: skip
     text = {
-        **_TEXT,
+        **TEXT,
         "vocab_size": len(made),
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
     }
@@ -83,15 +83,15 @@ def _qwen(kind: str) -> tuple[Any, Any, Any, str]:
 
 
 def _clip_vision(**more: Any) -> dict[str, Any]:
-    return {"model_type": "clip_vision_model", **_VIT, "image_size": 28, "patch_size": 14, "projection_dim": 32, **more}
+    return {"model_type": "clip_vision_model", **VIT, "image_size": 28, "patch_size": 14, "projection_dim": 32, **more}
 
 
-def _siglip_vision(**more: Any) -> dict[str, Any]:
-    return {"model_type": "siglip_vision_model", **_VIT, "image_size": 28, "patch_size": 14, **more}
+def siglip_vision(**more: Any) -> dict[str, Any]:
+    return {"model_type": "siglip_vision_model", **VIT, "image_size": 28, "patch_size": 14, **more}
 
 
 def _llama(made: Any) -> dict[str, Any]:
-    return {"model_type": "llama", **_TEXT, "vocab_size": len(made)}
+    return {"model_type": "llama", **TEXT, "vocab_size": len(made)}
 
 
 def _llava(kind: str) -> tuple[Any, Any, Any, str]:
@@ -100,7 +100,7 @@ def _llava(kind: str) -> tuple[Any, Any, Any, str]:
     image = made.convert_tokens_to_ids("<image>")
     sizes: dict[str, Any] = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     if kind == "llava":
-        images = _image_processor("llava.image_processing_pil_llava", "LlavaImageProcessorPil", **sizes)
+        images = image_processor("llava.image_processing_pil_llava", "LlavaImageProcessorPil", **sizes)
         config: Any = transformers.LlavaConfig(
             vision_config=_clip_vision(), text_config=_llama(made), image_token_id=image, vision_feature_layer=-1
         )
@@ -112,7 +112,7 @@ def _llava(kind: str) -> tuple[Any, Any, Any, str]:
         }
     elif kind == "llava_next":
         grid = [[28, 56], [56, 28], [56, 56]]
-        images = _image_processor(
+        images = image_processor(
             "llava_next.image_processing_pil_llava_next",
             "LlavaNextImageProcessorPil",
             image_grid_pinpoints=grid,
@@ -133,12 +133,12 @@ def _llava(kind: str) -> tuple[Any, Any, Any, str]:
         }
     else:
         grid = [[28, 28], [28, 56], [56, 28], [56, 56]]
-        images = _image_processor(
+        images = image_processor(
             "llava_onevision.image_processing_pil_llava_onevision", "LlavaOnevisionImageProcessorPil", image_grid_pinpoints=grid,
             size={"height": 28, "width": 28},
         )  # fmt: skip
         config = transformers.LlavaOnevisionConfig(
-            vision_config=_siglip_vision(vision_use_head=False), text_config={**_llama(made), "model_type": "qwen2"}, image_token_id=image,
+            vision_config=siglip_vision(vision_use_head=False), text_config={**_llama(made), "model_type": "qwen2"}, image_token_id=image,
             video_token_id=made.convert_tokens_to_ids("<video>"), vision_feature_layer=-1, image_grid_pinpoints=grid,
         )  # fmt: skip
         fields = {"class": "LlavaOnevisionProcessor", "num_image_tokens": 4, "vision_feature_select_strategy": "full"}
@@ -152,11 +152,11 @@ def _internvl() -> tuple[Any, Any, Any, str]:
     made = tokenizer(special, ["<box>", "</box>"])
     for name, token in special.items():
         setattr(made, f"{name}_id", made.convert_tokens_to_ids(token))
-    images = _image_processor(
+    images = image_processor(
         "got_ocr2.image_processing_pil_got_ocr2", "GotOcr2ImageProcessorPil", size={"height": 28, "width": 28},
         crop_to_patches=True, min_patches=1, max_patches=3,
     )  # fmt: skip
-    vision = {**_VIT, "image_size": [28, 28], "patch_size": [7, 7]}
+    vision = {**VIT, "image_size": [28, 28], "patch_size": [7, 7]}
     config = transformers.InternVLConfig(
         vision_config=vision, text_config={**_llama(made), "model_type": "qwen2"}, image_token_id=made.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4, downsample_ratio=0.5,
@@ -176,11 +176,11 @@ def _idefics3(kind: str) -> tuple[Any, Any, Any, str]:
     }  # fmt: skip
     made = tokenizer(special, [f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)])
     name = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[kind]
-    images = _image_processor(
+    images = image_processor(
         f"{kind}.image_processing_pil_{kind}", f"{name}ImageProcessorPil", size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
     )  # fmt: skip
     config = getattr(transformers, f"{name}Config")(
-        vision_config={**_VIT, "image_size": 28, "patch_size": 7}, text_config=_llama(made), image_token_id=made.convert_tokens_to_ids("<image>"),
+        vision_config={**VIT, "image_size": 28, "patch_size": 7}, text_config=_llama(made), image_token_id=made.convert_tokens_to_ids("<image>"),
         scale_factor=2, tie_word_embeddings=False,
     )  # fmt: skip
     return config, (images, made), {"class": f"{name}Processor", "image_seq_len": 4}, CHAT.replace("IMAGE", "<image>")
@@ -189,16 +189,16 @@ def _idefics3(kind: str) -> tuple[Any, Any, Any, str]:
 def _gemma3() -> tuple[Any, Any, Any, str]:
     special = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     made = tokenizer(special)
-    images = _image_processor(
+    images = image_processor(
         "gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil", size={"height": 28, "width": 28}
     )
     ids = made.convert_tokens_to_ids
     text = {
-        **_TEXT, "vocab_size": len(made), "query_pre_attn_scalar": 16, "sliding_window": 16,
+        **TEXT, "vocab_size": len(made), "query_pre_attn_scalar": 16, "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
     config = transformers.Gemma3Config(
-        text_config=text, vision_config={**_VIT, "image_size": 28, "patch_size": 7}, mm_tokens_per_image=4,
+        text_config=text, vision_config={**VIT, "image_size": 28, "patch_size": 7}, mm_tokens_per_image=4,
         image_token_id=ids("<image_soft_token>"), boi_token_id=ids("<start_of_image>"), eoi_token_id=ids("<end_of_image>"),
     )  # fmt: skip
     return (
@@ -211,13 +211,13 @@ def _gemma3() -> tuple[Any, Any, Any, str]:
 
 def _paligemma() -> tuple[Any, Any, Any, str]:
     made = tokenizer({"image_token": "<image>"}, [f"<loc{i:04d}>" for i in range(1024)])
-    images = _image_processor(
+    images = image_processor(
         "siglip.image_processing_pil_siglip", "SiglipImageProcessorPil", size={"height": 28, "width": 28}
     )
     images.image_seq_length = 4
-    text = {"model_type": "gemma", **_TEXT, "vocab_size": len(made) + 128, "hidden_activation": "gelu_pytorch_tanh"}
+    text = {"model_type": "gemma", **TEXT, "vocab_size": len(made) + 128, "hidden_activation": "gelu_pytorch_tanh"}
     config = transformers.PaliGemmaConfig(
-        vision_config=_siglip_vision(vision_use_head=False), text_config=text, image_token_index=made.convert_tokens_to_ids("<image>"),
+        vision_config=siglip_vision(vision_use_head=False), text_config=text, image_token_index=made.convert_tokens_to_ids("<image>"),
         projection_dim=32, hidden_size=32,
     )  # fmt: skip
     return config, (images, made), {"class": "PaliGemmaProcessor"}, ""
@@ -225,7 +225,7 @@ def _paligemma() -> tuple[Any, Any, Any, str]:
 
 def _florence2() -> tuple[Any, Any, Any, str]:
     made = tokenizer({"image_token": "<image>"}, [f"<loc_{i}>" for i in range(1000)])
-    images = _image_processor(
+    images = image_processor(
         "clip.image_processing_pil_clip",
         "CLIPImageProcessorPil",
         size={"height": 64, "width": 64},
@@ -249,7 +249,7 @@ def _florence2() -> tuple[Any, Any, Any, str]:
 
 def _kosmos2() -> tuple[Any, Any, Any, str]:
     made = tokenizer({}, [])
-    images = _image_processor(
+    images = image_processor(
         "clip.image_processing_pil_clip",
         "CLIPImageProcessorPil",
         size={"shortest_edge": 28},
@@ -259,7 +259,7 @@ def _kosmos2() -> tuple[Any, Any, Any, str]:
         "vocab_size": 2048, "embed_dim": 32, "layers": 2, "ffn_dim": 48, "attention_heads": 2, "max_position_embeddings": 512,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
-    vision = {**_VIT, "image_size": 28, "patch_size": 14}
+    vision = {**VIT, "image_size": 28, "patch_size": 14}
     config = transformers.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=64)
     return config, (images, made), {"class": "Kosmos2Processor", "num_patch_index_tokens": 1024}, ""
 
@@ -281,16 +281,22 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any, Any, str]]] = {
 }
 
 
-def save(folder: Path, kind: str, seed: int = 0) -> Path:
+def save(
+    folder: Path, kind: str, seed: int = 0, makers: dict[str, Callable[[], tuple[Any, Any, Any, str]]] = MAKERS
+) -> Path:
     """Write a tiny model of a kind with its processor into a folder; return the folder."""
-    config, (images, made), fields, chat = MAKERS[kind]()
+    config, (images, made), fields, chat = makers[kind]()
     torch.manual_seed(seed)
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         # Wide enough for answers to differ from region to region.
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
+            if name.endswith("attn_gate") or name.endswith(
+                "mlp_gate"
+            ):  # closed at first: nothing of a picture would come through
+                parameter.fill_(1.0)
+            elif parameter.ndim > 1:
                 parameter.normal_(0.0, 0.3 if "lm_head" in name or "embed_tokens" in name else 0.15)
     model.save_pretrained(folder)
     made.save_pretrained(folder)

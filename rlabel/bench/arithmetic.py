@@ -2,13 +2,14 @@
 
 A product and its sum are two operations. What is counted is the least that one image, computed once, and its regions need: linear layers
 2 x weights x tokens; attention 4 x heads x head width x positions looked at, a layer and token; the head 2 x width x vocabulary a token that is chosen.
+Of a prefix the last layer gives keys and values only, and behind it that layer is finished for the tokens alone behind which one is chosen.
 Norms, rotations and activations are left out, so a share of the peak is a little too low, never too high.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageShape:
-    """What the operations of a language model follow from. linear_weights: of all layers, without embeddings and head; attention_width: heads x head width."""
+    """What the operations of a language model follow from. linear_weights: of all layers, without embeddings and head; attention_width: heads x head width.
+
+    last_query_weights, last_rest_weights: of the last layer, what makes its queries, and what comes behind its attention; 0 where they are not told apart.
+    """
 
     linear_weights: int
     num_layers: int
     attention_width: int
     head_weights: int
+    last_query_weights: int = 0
+    last_rest_weights: int = 0
 
 
 def language_shape(model: RegionGPTForConditionalGeneration) -> LanguageShape:
@@ -53,6 +59,13 @@ def language_shape(model: RegionGPTForConditionalGeneration) -> LanguageShape:
         for module in model.language_model.modules()
         if isinstance(module, nn.Linear) and module is not head
     )
+    queries = rest = 0
+    last = list(getattr(model.language_model.base_model, "layers", []))[-1:]
+    for name, module in last[0].named_modules() if last else ():
+        if isinstance(module, nn.Linear) and hasattr(last[0], "self_attn"):
+            kind = name.rsplit(".", 1)[-1]
+            queries += module.weight.numel() if kind == "q_proj" else 0
+            rest += module.weight.numel() if kind in ("o_proj", "gate_proj", "up_proj", "down_proj") else 0
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return LanguageShape(
@@ -60,6 +73,8 @@ def language_shape(model: RegionGPTForConditionalGeneration) -> LanguageShape:
         num_layers=config.num_hidden_layers,
         attention_width=heads * head_width,
         head_weights=head.in_features * head.out_features,
+        last_query_weights=queries,
+        last_rest_weights=rest,
     )
 
 
@@ -67,6 +82,18 @@ def tokens_flop(shape: LanguageShape, start: int, count: int) -> float:
     """Return the operations of `count` tokens of one sequence that stand from position `start` on, each looking at all before it and itself; without head."""
     looked_at = count * start + count * (count + 1) / 2
     return 2.0 * shape.linear_weights * count + 4.0 * shape.num_layers * shape.attention_width * looked_at
+
+
+def prefill_flop(shape: LanguageShape, prefix: int, suffix: int, num_images: int, num_regions: int) -> float:
+    """Return the operations up to the first token of each region's answer. prefix, suffix: tokens of the prompt, an image and a region."""
+    image = tokens_flop(shape, 0, prefix)
+    if shape.last_query_weights:
+        unasked = 4.0 * shape.attention_width * prefix * (prefix + 1) / 2
+        image -= 2.0 * (shape.last_query_weights + shape.last_rest_weights) * prefix + unasked
+    region = (
+        tokens_flop(shape, prefix, suffix) - 2.0 * shape.last_rest_weights * (suffix - 1) + 2.0 * shape.head_weights
+    )
+    return num_images * image + num_regions * region
 
 
 def needed(
@@ -77,7 +104,7 @@ def needed(
     prefix, suffix = len(engine.prompt.prefix_ids), len(engine.prompt.suffix_ids)
     num_regions = len(num_answer_tokens)
     head = 2.0 * shape.head_weights
-    prefill = len(inputs) * tokens_flop(shape, 0, prefix) + num_regions * (tokens_flop(shape, prefix, suffix) + head)
+    prefill = prefill_flop(shape, prefix, suffix, len(inputs), num_regions)
     decode = sum(
         tokens_flop(shape, prefix + suffix, count - 1) + head * (count - 1) for count in num_answer_tokens if count
     )
@@ -102,9 +129,16 @@ def _tower_flop(engine: Engine, item: RegionInputs) -> float:
 
 
 def matrix_peak(
-    dtype: torch.dtype, device: torch.device, seconds: float = 1.0, sides: Sequence[int] | None = None
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float = 1.0,
+    sides: Sequence[int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the most operations a second that square matrix products reach here, by the torch threads that are set: the best of several sizes."""
+    """Return the most operations a second that square matrix products reach here, by the torch threads that are set: the best of several sizes.
+
+    clock: seconds; of the process where other processes are not to count.
+    """
     sides = sides or ((1024, 2048, 3072) if device.type == "cpu" else (4096, 8192, 16384))
     best = 0.0
     for side in sides:
@@ -114,12 +148,11 @@ def matrix_peak(
         end = time.perf_counter() + seconds / len(sides)
         while True:
             synchronize(device)
-            started = time.perf_counter()
+            started = clock()
             torch.mm(a, b, out=out)
             synchronize(device)
-            now = time.perf_counter()
-            best = max(best, 2.0 * side**3 / (now - started))
-            if now > end:
+            best = max(best, 2.0 * side**3 / (clock() - started))
+            if time.perf_counter() > end:
                 break
     return best
 

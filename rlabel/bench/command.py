@@ -15,8 +15,9 @@ from rlabel.bench.corpus import draw_corpus
 from rlabel.bench.measure import arithmetic, document, measure, table
 from rlabel.bench.models import SHAPES, ShapeName, make_model
 from rlabel.bench.pipeline import in_process, plan
+from rlabel.bench.prefill import measure_prefill, prefill_text
 from rlabel.bench.rows import RowName, engine_of, make_rows, prepare, shortened
-from rlabel.config import Attention, Dtype
+from rlabel.config import Attention, CompileMode, Dtype
 from rlabel.errors import UsageError
 from rlabel.regiongpt.assembly import save
 from rlabel.run.job import LabelJob, open_run
@@ -29,7 +30,7 @@ from rlabel.spans import Profile, recorded, start_recording, stop_recording
 class BenchOptions:
     """model: a folder, a hub id or `embedded`; None: of `shape`, from random weights. only: the rows that are measured; () for all.
 
-    profile: the pipeline in this process is run once more at the end, its time taken apart.
+    profile: the pipeline in this process is run once more at the end, its time taken apart. prefill: nothing but the share of the peak that it reaches.
     """
 
     model: str | None
@@ -43,11 +44,13 @@ class BenchOptions:
     dtype: Dtype
     attention: Attention
     compile: bool
+    compile_mode: CompileMode
     device: str
     threads: int
     max_regions_per_batch: int
     seed: int
     profile: bool = False
+    prefill: bool = False
 
 
 def run_bench(options: BenchOptions, say: Callable[[str], None]) -> tuple[str, dict[str, object]]:
@@ -77,19 +80,23 @@ def _run_in(folder: Path, options: BenchOptions, say: Callable[[str], None]) -> 
         dtype=options.dtype,
         attention=options.attention,
         compile=options.compile,
+        compile_mode=options.compile_mode,
         device=options.device,
         cpus_per_actor=options.threads,
         max_regions_per_batch=options.max_regions_per_batch,
     )
+    about = {**asdict(options), "machine": _machine(options.device), "torch": torch.__version__}
     with job.corpus:
         worker = LabelWorker(worker_spec(job, open_run(job, under_ray=False)))
         prepared = prepare(job, worker)
+        if options.prefill:
+            share = measure_prefill(engine_of(worker), prepared, options.rounds, say)
+            return prefill_text(share), {**about, "prefill": asdict(share)}
         rows = make_rows(job, worker, prepared, corpus.names, options.plain_regions, folder)
         results = measure([row for row in rows if not options.only or row.name in options.only], options.rounds, say)
         engine = engine_of(worker)
         found = arithmetic(engine, shortened(engine), prepared, options.rounds)
         own = _profiled(job, worker, folder) if options.profile else None
-    about = {**asdict(options), "machine": _machine(options.device), "torch": torch.__version__}
     text, numbers = table(results, found), document(results, found, about)
     if own is None:
         return text, numbers

@@ -34,8 +34,14 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """Operations of the whole corpus, the machine's peak (operations a second), and the shares of it that the engine reached; 0 to 1."""
+    """Operations of the whole corpus, the machine's peak (operations a second), and the shares of it that the engine reached; 0 to 1.
 
+    sharing: see `Engine.sharing`.
+    """
+
+    dtype: str
+    threads: int
+    sharing: str
     work: Work
     peak_flop_per_s: float
     tower_s: float
@@ -115,6 +121,9 @@ def arithmetic(engine: Engine, short: Engine, prepared: Prepared, rounds: int) -
     # The best of each, as the peak is the best of all products.
     tower, overall, prefill = min(tower_s), min(overall_s), min(short_s) - min(tower_s)
     return Arithmetic(
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        sharing=engine.sharing,
         work=work,
         peak_flop_per_s=peak,
         tower_s=tower,
@@ -152,8 +161,9 @@ def table(results: Sequence[RowResult], found: Arithmetic | None) -> str:
         lines += [
             "",
             f"needed: {work.total / 1e9:.1f} GFLOP (tower {work.tower / 1e9:.1f}, prefill {work.prefill / 1e9:.1f}, decoding {work.decode / 1e9:.1f})",
-            f"matrix products reach {found.peak_flop_per_s / 1e9:.1f} GFLOP/s here; the engine {found.prefill_share:.1%} of that in prefill, "
-            f"{found.overall_share:.1%} overall",
+            f"matrix products in {found.dtype} on {found.threads} thread{'s' if found.threads > 1 else ''} reach "
+            f"{found.peak_flop_per_s / 1e9:.1f} GFLOP/s here (wall clock); the engine ({found.sharing}) "
+            f"{found.prefill_share:.1%} of that in prefill, {found.overall_share:.1%} overall",
         ]
     return "\n".join(lines)
 

@@ -38,6 +38,7 @@ def ask(
         "Name the object in <region1>." "Which of <region1> and <region2> is larger?"
     """
     from rlabel.corpus.images import BadImage, open_image
+    from rlabel.corpus.isolation import shared_decoders
     from rlabel.corpus.limits import Limits
     from rlabel.prompts.questions import parse_question
     from rlabel.storage import Store
@@ -47,7 +48,7 @@ def ask(
     limits = Limits()
     place = Path(image)
     try:
-        pixels_HWC = open_image(Store.open(str(place.parent)), place.name, limits)
+        pixels_HWC = open_image(Store.open(str(place.parent)), place.name, limits, shared_decoders())
     except BadImage as error:
         raise InputError(f"{image}: {error}") from error
     masks = [read_region(text, pixels_HWC.shape[0], pixels_HWC.shape[1], limits) for text in regions]
@@ -75,6 +76,7 @@ def read_region(text: str, height_px: int, width_px: int, limits: Limits) -> Reg
     Raises UsageError for what is neither, InputError for a region that is empty or lies outside, or a mask of another size.
     """
     from rlabel.corpus.images import BadImage, open_image
+    from rlabel.corpus.isolation import shared_decoders
     from rlabel.corpus.masks import BadRegion, mask_to_rle, rasterise
     from rlabel.storage import Store
 
@@ -88,7 +90,7 @@ def read_region(text: str, height_px: int, width_px: int, limits: Limits) -> Reg
         path = Path(text)
         if not path.is_file():
             raise ValueError
-        mask_HW = open_image(Store.open(str(path.parent)), path.name, limits).any(-1)
+        mask_HW = open_image(Store.open(str(path.parent)), path.name, limits, shared_decoders()).any(-1)
         if mask_HW.shape != (height_px, width_px):
             raise InputError(
                 f"--region {text}: expected a mask of the picture's {width_px} x {height_px} px, got {mask_HW.shape[1]} x {mask_HW.shape[0]}."

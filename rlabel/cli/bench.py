@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from rlabel.cli.options import ends_cleanly, print_json, stop_on_sigterm
-from rlabel.errors import InputError
+from rlabel.errors import InputError, UsageError
 
 _ROWS = (
     "generate", "batched", "unshared", "expanded", "packed", "constrained", "exact", "no-ray", "ray-1", "ray-2", "ray-4",
@@ -40,11 +40,23 @@ _ROWS = (
     "--attention", type=click.Choice(["auto", "eager", "sdpa", "flash_attention_2"]), default="auto", show_default=True
 )
 @click.option("--compile", is_flag=True, help="Let torch.compile fuse the language model's layers.")
+@click.option(
+    "--compile-mode",
+    type=click.Choice(["default", "reduce-overhead", "max-autotune-no-cudagraphs"]),
+    default="default",
+    show_default=True,
+    help="Of --compile, by torch's names; reduce-overhead: CUDA graphs, on a CPU the same as default.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch; all CPUs if left out.")
 @click.option("--max-regions-per-batch", type=click.IntRange(1), default=192, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--profile", is_flag=True, help="Also print where the time of the pipeline in this process goes.")
+@click.option(
+    "--prefill",
+    is_flag=True,
+    help="No rows: only the share of the matrix products' peak that prompts reach; with one thread by processor time.",
+)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the numbers into this file.")
 @ends_cleanly
 def bench(
@@ -59,11 +71,13 @@ def bench(
     dtype: str,
     attention: str,
     compile: bool,
+    compile_mode: str,
     device: str,
     threads: int | None,
     max_regions_per_batch: int,
     seed: int,
     profile: bool,
+    prefill: bool,
     json_path: str | None,
 ) -> None:
     """Measure regions a second on a drawn corpus: plain `generate`, the engine, and the whole pipeline.
@@ -72,12 +86,17 @@ def bench(
     Example:
       rlabel bench --shape 135m --images 12 --only generate --only packed
       rlabel bench --model embedded --json bench.json
+      rlabel bench --shape 135m --images 16 --threads 1 --dtype bfloat16 --prefill
 
     All rows run once a round, one after the other; the numbers are medians over the rounds.
     """
     from rlabel.bench.command import BenchOptions, run_bench
 
     stop_on_sigterm()
+    if prefill and (only or profile):
+        raise UsageError("--prefill: it measures no rows. Leave out --only and --profile, or leave it out.")
+    if compile_mode != "default" and not compile:
+        raise UsageError(f"--compile-mode {compile_mode}: it is of --compile. Give that too, or leave it out.")
     options = BenchOptions(
         model=model,
         shape=shape,  # type: ignore[arg-type]
@@ -90,11 +109,13 @@ def bench(
         dtype=dtype,  # type: ignore[arg-type]
         attention=attention,  # type: ignore[arg-type]
         compile=compile,
+        compile_mode=compile_mode,  # type: ignore[arg-type]
         device=device,
         threads=threads or os.cpu_count() or 1,
         max_regions_per_batch=max_regions_per_batch,
         seed=seed,
         profile=profile,
+        prefill=prefill,
     )
     # stdout is for results; Ray tells of its workers there.
     with redirect_stdout(sys.stderr):

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from rlabel.formats.rows import Boxes
 
 # As rlabel.formats.guess.SOURCE_FORMATS, written out so that help loads nothing; a test compares them.
-_FORMATS = ("coco", "lvis", "masks", "sa1b", "yolo", "voc", "labelstudio", "cvat", "huggingface", "webdataset")
+FORMATS = (
+    "coco", "lvis", "panoptic", "masks", "sa1b", "labelme", "yolo", "voc", "labelstudio", "cvat", "huggingface", "webdataset",
+)  # fmt: skip
 
 
 @click.command(context_settings={"max_content_width": 110})
 @click.argument("source", metavar="SRC")
 @click.option("--out", required=True, help="COCO JSON to write.")
 @click.option(
-    "--from", "format", type=click.Choice(["auto", *_FORMATS]), default="auto", show_default=True, help="Layout of SRC."
+    "--from", "format", type=click.Choice(["auto", *FORMATS]), default="auto", show_default=True, help="Layout of SRC."
 )
 @click.option(
     "--images", help="Folder of the pictures; for huggingface and webdataset a new folder to write them into."

@@ -14,6 +14,7 @@ from rlabel.records import JsonValue
 from rlabel.run.directory import RunDirectory
 from rlabel.run.job import LabelJob
 from rlabel.run.progress import heartbeat
+from rlabel.run.propose_estimate import ProposedSample
 from rlabel.storage import Store
 
 
@@ -74,7 +75,7 @@ def print_plan(job: LabelJob, measure: Measure | None = None) -> None:
     prompt = _print_prompt(job, parameters.get("language_model", 0))
     print(f"on disk           about {plan.num_regions * 900 / 1e6:.1f} MB of shards and as much again of answers")
     print(f"time              {_time_estimate(job, measure)}", flush=True)
-    measured = [] if measure is None else _print_measured(job, measure)
+    measured = [] if measure is None else print_measured(job, measure)
     print_json(
         {
             "dry_run": True,
@@ -127,8 +128,11 @@ def _time_estimate(job: LabelJob, measure: Measure | None) -> str:
     return "measured below" if measure is not None else "unknown until something is labeled: add --measure 20"
 
 
-def _print_measured(job: LabelJob, measure: Measure) -> list[JsonValue]:
-    """Label the sample at each precision, print a row for each, and return the rows for machines."""
+def print_measured(job: LabelJob, measure: Measure, proposing: ProposedSample | None = None) -> list[JsonValue]:
+    """Label the sample at each precision, print a row for each, and return the rows for machines.
+
+    proposing: where the job is of a sample's regions alone, what finding them took.
+    """
     from rlabel.run import estimate
 
     unit = job.manifest.unit
@@ -144,7 +148,7 @@ def _print_measured(job: LabelJob, measure: Measure) -> list[JsonValue]:
             print(f"{row.precision:17s} not measured: {row.problem}", flush=True)
             rows.append(estimate.estimate_to_json(row, []))
             continue
-        found = estimate.costs(row, job, measure.price_per_hour)
+        found = estimate.costs(row, job, measure.price_per_hour, proposing)
         kind = "GPU" if row.device.startswith("cuda") else "CPU"
         margin = "" if row.margin_s is None else f" +- {row.margin_s:.2g}"
         told: list[str] = [

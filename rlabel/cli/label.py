@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -11,14 +11,15 @@ import click
 from rlabel.cli.dry_run import Measure, asked_measure, print_plan
 from rlabel.cli.live import shown_live
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
-from rlabel.cli.propose import proposed_first
+from rlabel.cli.propose import ProposeDone, proposals_are_there, propose_first
+from rlabel.cli.propose_plan import print_propose_plan
+from rlabel.cli.regions_in import regions_as_coco
 from rlabel.cluster.session import import_ray
 from rlabel.config import LabelSettings, load_settings
-from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
-from rlabel.memory import reuse_freed_memory_environment
+from rlabel.errors import RlabelError, TooManyFailures, UsageError
 from rlabel.proposing.settings import EMBEDDED
 from rlabel.run.directory import RunDirectory
-from rlabel.run.first_look import check_pictures, check_regions
+from rlabel.run.first_look import check_pictures
 from rlabel.run.job import LabelJob, open_run, plan_job
 from rlabel.run.lease import LeaseLost, driving
 from rlabel.run.merge import answers_file
@@ -37,7 +38,7 @@ _ANSWERS = {
 
 
 @click.command(context_settings={"max_content_width": 110})
-@settings_options(LabelSettings)
+@settings_options(LabelSettings, {"propose": EMBEDDED})
 @click.option("--dry-run", is_flag=True, help="Print the plan, the exact prompt and the estimated cost; write nothing.")
 @click.option(
     "--measure",
@@ -55,17 +56,9 @@ _ANSWERS = {
     type=click.FloatRange(min=0),
     help="With --measure: of one GPU (of one CPU where the model runs on those), to say what the run costs.",
 )
-@click.option(
-    "--propose",
-    is_flag=False,
-    flag_value=EMBEDDED,
-    metavar="[PROPOSER]",
-    help="Instead of --regions: find them first, with the embedded proposer or a model; they lie in OUT-regions/regions.json.",
-)
 @ends_cleanly
 def label(
     config: str | None,
-    propose: str | None,
     dry_run: bool,
     measure: int | None,
     measure_precisions: str | None,
@@ -77,6 +70,7 @@ def label(
     \b
     Example:
       rlabel label --images photos/ --regions masks.json --vocabulary names.txt --out run/
+      rlabel label --images yolo/images/ --regions yolo/ --vocabulary names.txt --out run/
       rlabel label --images photos/ --propose --vocabulary names.txt --out run/
       rlabel label --task caption --images photos/ --regions masks.json --out captions/
       rlabel label --task relate --images photos/ --regions masks.json --pairs pairs.json --out relations/
@@ -85,30 +79,31 @@ def label(
 
     Run it again to continue where it stopped. Exit codes: 0 done, 1 stopped by an error, 2 wrong call, 3 too many failures, 130 interrupted.
     """
-    if propose is not None:
-        if dry_run or measure is not None:
-            raise UsageError(
-                "--dry-run: the regions of --propose are not there yet. Run `rlabel propose` first, then give its regions.json with --regions."
-            )
-        stop_on_sigterm()
-        settings = proposed_first(propose, config, flags)
-        run_label(settings, proposed=settings.regions)
-        return
     settings = load_settings(LabelSettings, config, flags)
     asked = asked_measure(settings, dry_run, measure, measure_precisions, price_per_hour)
     run_label(settings, dry_run=dry_run, measure=asked)
 
 
-def run_label(
-    settings: LabelSettings, *, dry_run: bool = False, measure: Measure | None = None, proposed: str | None = None
-) -> None:
-    """Plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings.
+def run_label(settings: LabelSettings, *, dry_run: bool = False, measure: Measure | None = None) -> None:
+    """Find regions where that is asked, plan, label, merge and report; what `rlabel label` and the jobs do once they have their settings.
 
-    measure: of a dry run, what to measure. proposed: the regions' file where this command found them, for the last line.
+    measure: of a dry run, what to measure.
     """
     stop_on_sigterm()
     _refuse_relative_paths_in_a_job(settings)
-    check_regions(settings)
+    proposed: ProposeDone | None = None
+    if settings.propose is not None:
+        if dry_run and not proposals_are_there(settings):
+            print_propose_plan(settings, measure)
+            return
+        proposed = None if dry_run else propose_first(settings)
+    with regions_as_coco(settings, dry_run=dry_run, measure=measure) as known:
+        _plan_and_label(known, dry_run=dry_run, measure=measure, proposed=proposed)
+
+
+def _plan_and_label(
+    settings: LabelSettings, *, dry_run: bool, measure: Measure | None, proposed: ProposeDone | None
+) -> None:
     job = plan_job(settings, meanwhile=None if dry_run or settings.no_ray else import_ray)
     with job.corpus, ExitStack() as stack:
         if dry_run:
@@ -174,7 +169,7 @@ def run_label(
                 "regions_per_s": status.regions_per_s,
                 "file": file,
                 **({"also": also} if also else {}),
-                **({"proposed": proposed} if proposed else {}),
+                **({} if proposed is None else proposed.beside_labels()),
             }  # fmt: skip
         )
         if too_many:
@@ -204,43 +199,11 @@ def _label(job: LabelJob, run: RunDirectory, progress: RunProgress) -> None:
         finally:
             stop_recording()
         return
-    from rlabel.cluster.metrics import measured
-    from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
-    from rlabel.cluster.session import ray_session
+    from rlabel.cluster.job import do_shards
 
-    settings = job.settings
-    # Ray tells of dead workers on stdout, whatever it is told; stdout is for results.
-    with (
-        redirect_stdout(sys.stderr),
-        ray_session(settings.address, max(settings.num_actors, 1) * settings.cpus_per_actor) as ray,
-    ):
-        num_actors, gpus = choose_actors(ray, settings.num_actors, settings.gpus_per_actor, settings.cpus_per_actor)
-        options = PoolOptions(
-            num_actors=min(num_actors, max(1, run.num_shards)),
-            most_actors=0 if settings.num_actors else run.num_shards,
-            gpus_per_actor=gpus,
-            cpus_per_actor=settings.cpus_per_actor,
-            max_attempts=settings.max_attempts,
-            shard_timeout_s=settings.shard_timeout_s,
-            wait_for_actors_s=settings.wait_for_actors_s,
-            # The threads of an actor are there before it could say how malloc is to keep what is freed.
-            environment=reuse_freed_memory_environment() if gpus == 0 else {},
-            profile=settings.profile,
-        )
-        pool = ShardPool(ray, measured(LabelWorker), (spec,), run, options)
-        progress.actors = pool.status
-        print(
-            f"rlabel: {options.num_actors} actors, {run.num_shards - len(run.committed())} shards to do",
-            file=sys.stderr,
-            flush=True,
-        )
-        pool.label(job.shards(), progress.beat)
-        _tell_quantized(pool.worker_notes)
+    pool = do_shards(job.settings, LabelWorker, spec, run, job.shards(), progress, profile=job.settings.profile)
+    _tell_quantized(pool.worker_notes)
     _tell_profile(run, pool.profiles)
-    if len(run.committed()) != run.num_shards:
-        raise RunError(
-            f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again."
-        )
 
 
 def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
@@ -257,7 +220,7 @@ def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
             where=where,
             threshold=settings.threshold,
             margin=settings.margin,
-            embedder=embedder_name(settings.embedder),
+            embedder=embedder_name(settings.embedder, settings.embedder_dtype),
             fallback=settings.fallback,
             thesaurus_sha256=thesaurus_digest(settings.thesaurus),
         )
@@ -267,6 +230,7 @@ def _snap_also(job: LabelJob, run: RunDirectory) -> list[dict[str, Any]]:
         run,
         jobs,
         settings.embedder,
+        embedder_dtype=settings.embedder_dtype,
         thesaurus=settings.thesaurus,
         results_files=settings.results_files,
         heartbeat_s=settings.heartbeat_s,

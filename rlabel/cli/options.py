@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import click
@@ -20,18 +20,22 @@ from pydantic_core import PydanticUndefined
 
 from rlabel.cli.plain_streams import plain_streams
 from rlabel.errors import RlabelError
+from rlabel.settings_files import fields_in_order
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 INTERRUPTED = 130
 
 
-def settings_options(kind: type[BaseModel]) -> Callable[[_F], _F]:
-    """Return a decorator that adds one option for each field of the record, all None by default so that --config can speak."""
+def settings_options(kind: type[BaseModel], flag_values: Mapping[str, str] | None = None) -> Callable[[_F], _F]:
+    """Return a decorator that adds one option for each field of the record, all None by default so that --config can speak.
+
+    flag_values: of the options that may be given without a value, what that means.
+    """
 
     def decorate(function: _F) -> _F:
         hints = typing.get_type_hints(kind)
-        for name, info in reversed(kind.model_fields.items()):
-            function = _option(name, info, hints[name])(function)
+        for name in reversed(fields_in_order(kind)):
+            function = _option(name, kind.model_fields[name], hints[name], (flag_values or {}).get(name))(function)
         return click.option("--config", type=click.Path(dir_okay=False), help="YAML file of settings; flags win.")(
             function
         )
@@ -39,12 +43,14 @@ def settings_options(kind: type[BaseModel]) -> Callable[[_F], _F]:
     return decorate
 
 
-def _option(name: str, info: FieldInfo, hint: Any) -> Callable[[_F], _F]:
+def _option(name: str, info: FieldInfo, hint: Any, flag_value: str | None) -> Callable[[_F], _F]:
     flag = f"--{name.replace('_', '-')}"
     required = info.default is PydanticUndefined
     default = "" if required or info.default is None else f" [default: {info.default}]"
     text = f"{(info.description or name.replace('_', ' ')).strip()}{' [required]' if required else default}"
     plain = _without_none(hint)
+    if flag_value is not None:
+        return click.option(flag, name, is_flag=False, flag_value=flag_value, default=None, metavar="[TEXT]", help=text)
     if plain is bool:
         # Both ways, so that a flag can win over --config whatever that says.
         opposite = f"--{flag.removeprefix('--no-')}" if name.startswith("no_") else f"--no-{flag.removeprefix('--')}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,13 @@ import click
 from rlabel.cli.live import shown_live
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
 from rlabel.config import LabelSettings, load_settings
-from rlabel.errors import RlabelError, RunError, TooManyFailures, UsageError
-from rlabel.memory import reuse_freed_memory_environment
-from rlabel.proposing.models import looks_for_names
+from rlabel.errors import RlabelError, TooManyFailures, UsageError
 from rlabel.proposing.settings import EMBEDDED, ProposeSettings
-from rlabel.run.directory import RunDirectory
+from rlabel.run.directory import MANIFEST, RunDirectory
 from rlabel.run.lease import LeaseLost, driving
+from rlabel.run.merge import FAILURES
 from rlabel.run.progress import RunProgress
-from rlabel.run.proposals import REGIONS, ProposeJob, merge_proposals, plan_proposals
+from rlabel.run.proposals import REGIONS, ProposeJob, merge_proposals, plan_proposals, settings_of_proposals
 from rlabel.storage import Store
 
 
@@ -78,6 +78,10 @@ class ProposeDone:
             "file": self.file,
         }
 
+    def beside_labels(self) -> dict[str, Any]:
+        """Return what the last line of `rlabel label --propose` says of it; the reasons of pictures that failed are only in its own run."""
+        return {"proposed": self.file, **({"pictures_failed": self.num_failures} if self.num_failures else {})}
+
     def check(self) -> None:
         """Raise TooManyFailures where more pictures failed than the settings allow."""
         if self.has_too_many_failures:
@@ -87,36 +91,57 @@ class ProposeDone:
             )
 
 
-def proposed_first(proposer: str, config: str | None, flags: dict[str, Any]) -> LabelSettings:
-    """Find the regions that `rlabel label --propose` labels, beside its run, and return its settings with their file.
+def propose_first(label: LabelSettings) -> ProposeDone:
+    """Find the regions that `rlabel label --propose` labels, beside its run; what is there already is not found again.
 
-    What is wrong with the labeling itself is said first. Raises what `run_propose` does, and TooManyFailures.
+    What is wrong with the labeling itself, its model among it, is said first. Raises what `run_propose` does, and TooManyFailures.
     """
-    if flags.get("regions") is not None:
-        raise UsageError(f"--regions {flags['regions']}: got --propose, which finds them, as well. Give one of them.")
-    # Until they are found the place of the regions is not known.
-    label = load_settings(LabelSettings, config, {**flags, "regions": REGIONS})
-    from rlabel.run.job import check_files
+    from rlabel.run.job import check_files, check_model_apart
 
-    check_files(label, with_regions=False)
-    values = label.model_dump()
-    shared = {name: values[name] for name in ProposeSettings.model_fields.keys() & values.keys()}
-    shared |= {
-        "out": f"{label.out.rstrip('/')}-regions",
-        "proposer": proposer,
-        "vocabulary": label.vocabulary if looks_for_names(proposer) else None,
-    }
-    settings = load_settings(ProposeSettings, None, shared)
-    if Store.open(settings.out).url == Store.open(label.images).url:
-        raise UsageError(f"--out {label.out}: its regions would lie in --images {label.images}. Give another --out.")
-    done = run_propose(settings)
+    check_files(label)
+    if not proposals_are_there(label):
+        check_model_apart(label)  # not after hours of looking for regions
+    with in_words_of_label():
+        done = run_propose(settings_of_proposals(label))
     done.check()
-    return label.model_copy(update={"regions": done.file})
+    return done
+
+
+def proposals_are_there(settings: LabelSettings) -> bool:
+    """Return whether the regions of `rlabel label --propose` have been found already. Writes nothing.
+
+    Raises UsageError where those that are there were found with other settings, as the run itself would.
+    """
+    own = settings_of_proposals(settings)
+    store = Store.open(own.out)
+    if not store.exists(MANIFEST):
+        return False
+    with in_words_of_label():
+        RunDirectory.create_or_resume(store, plan_proposals(own).manifest)
+    return store.exists(REGIONS)
+
+
+@contextmanager
+def in_words_of_label() -> Iterator[None]:
+    """Name the flags of `rlabel label` where a run of proposals is refused for its settings, which have other names there."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error)
+        for name, flag in (("max_per_image", "--max-proposals"), ("proposer", "--propose")):
+            text = text.replace(f"settings.{name}:", f"settings.{name} ({flag}):")
+        raise UsageError(text) from error
 
 
 def run_propose(settings: ProposeSettings) -> ProposeDone:
     """Plan, propose and merge; what `rlabel propose` and `rlabel label --propose` do once they have their settings."""
     job = plan_proposals(settings)
+    if job.others:
+        few = ", ".join(job.others[:3]) + (", ..." if len(job.others) > 3 else "")
+        print(
+            f"rlabel: {settings.images}: left out, no pictures by their names: {few} ({len(job.others)} in all)",
+            file=sys.stderr,
+        )
     store = Store.open(settings.out)
     if not settings.no_ray and store.is_process_private:
         raise UsageError(
@@ -153,6 +178,8 @@ def run_propose(settings: ProposeSettings) -> ProposeDone:
             num_found=num_found,
         )
         message = f"{num_found} regions, {counts.failures} failures in {counts.images} pictures: {done.file}"
+        if counts.failures:
+            message += f"; the reasons are in {store.join(FAILURES)}"
         progress.write("done", 3 if done.has_too_many_failures else 0, message)
         print(f"rlabel: {message}", file=sys.stderr, flush=True)
         return done
@@ -171,31 +198,8 @@ def _propose(job: ProposeJob, run: RunDirectory, progress: RunProgress) -> None:
 
         label_in_process(run, job.shards(), lambda: ProposeWorker(spec), progress, settings.max_attempts)
         return
-    from rlabel.cluster.metrics import measured
-    from rlabel.cluster.pool import PoolOptions, ShardPool, choose_actors
-    from rlabel.cluster.session import ray_session
+    from rlabel.cluster.job import do_shards
 
-    gpus_wanted = 0.0 if settings.proposer == EMBEDDED else settings.gpus_per_actor
-    # Ray tells of dead workers on stdout, whatever it is told; stdout is for results.
-    with (
-        redirect_stdout(sys.stderr),
-        ray_session(settings.address, max(settings.num_actors, 1) * settings.cpus_per_actor) as ray,
-    ):
-        num_actors, gpus = choose_actors(ray, settings.num_actors, gpus_wanted, settings.cpus_per_actor)
-        options = PoolOptions(
-            num_actors=min(num_actors, max(1, run.num_shards)),
-            most_actors=0 if settings.num_actors else run.num_shards,
-            gpus_per_actor=gpus,
-            cpus_per_actor=settings.cpus_per_actor,
-            max_attempts=settings.max_attempts,
-            shard_timeout_s=settings.shard_timeout_s,
-            wait_for_actors_s=settings.wait_for_actors_s,
-            environment=reuse_freed_memory_environment() if gpus == 0 else {},
-        )
-        pool = ShardPool(ray, measured(ProposeWorker), (spec,), run, options)
-        progress.actors = pool.status
-        pool.label(job.shards(), progress.beat)
-    if len(run.committed()) != run.num_shards:
-        raise RunError(
-            f"{settings.out}: {run.num_shards - len(run.committed())} shards are missing at the end. Run the same command again."
-        )
+    # The embedded proposer has nothing to do on one.
+    gpus = 0.0 if settings.proposer == EMBEDDED else None
+    do_shards(settings, ProposeWorker, spec, run, job.shards(), progress, gpus_per_actor=gpus)

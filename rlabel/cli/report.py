@@ -10,6 +10,20 @@ import click
 from rlabel.cli.options import ends_cleanly, print_json
 
 
+class _Thumbnails(click.ParamType):
+    """A number, "all" (None) or "none" (0)."""
+
+    name = "thumbnails"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        text = str(value)
+        if text in ("all", "none"):
+            return None if text == "all" else 0
+        if not text.isascii() or not text.isdigit() or len(text) > 9:
+            self.fail(f"expected a whole number, all or none, got {text[:40]!r}.", param, ctx)
+        return int(text)
+
+
 @click.command(context_settings={"max_content_width": 110})
 @click.argument("run")
 @click.option(
@@ -20,9 +34,17 @@ from rlabel.cli.options import ends_cleanly, print_json
 @click.option(
     "--max-regions",
     type=int,
-    default=10_000,
+    default=100_000,
     show_default=True,
     help="Regions in the gallery; of more, the most doubtful.",
+)
+@click.option(
+    "--thumbnails",
+    type=_Thumbnails(),
+    default="10000",
+    show_default=True,
+    metavar="N|all|none",
+    help="How many of these have a thumbnail, the most doubtful first; 10,000 take 50 MB.",
 )
 @click.option(
     "--sheet", help="Also write a contact sheet as PNG to this path, for those without a browser; needs --images."
@@ -35,6 +57,7 @@ def report(
     truth: str | None,
     out: str | None,
     max_regions: int,
+    thumbnails: int | None,
     sheet: str | None,
     max_images: int,
 ) -> None:
@@ -61,7 +84,17 @@ def report(
         raise InputError(f"--images {images}: no such folder. Give the folder that was labeled.")
     started_s = time.monotonic()
     with counted_live("regions drawn") as beat:
-        written = write_report(run, images, truth, None, max_images, out_url=out, max_regions=max_regions, beat=beat)
+        written = write_report(
+            run,
+            images,
+            truth,
+            None,
+            max_images,
+            out_url=out,
+            max_regions=max_regions,
+            max_thumbs=thumbnails,
+            beat=beat,
+        )
     for path in written:
         print(f"rlabel: wrote {path}", file=sys.stderr)
     if images is not None and len(written) == 1:

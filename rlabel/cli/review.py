@@ -36,4 +36,10 @@ def review(run: str, decisions: tuple[str, ...]) -> None:
         f"{counts.undecided} undecided; {counts.labels} labels: {file}",
         file=sys.stderr,
     )
+    if counts.dropped:
+        print(
+            f"rlabel: {counts.dropped} {'region' if counts.dropped == 1 else 'regions'} that an earlier review decided "
+            f"{'is' if counts.dropped == 1 else 'are'} undecided now; to keep such decisions, name their file too",
+            file=sys.stderr,
+        )
     print_json({"run": run, "file": file, **asdict(counts)})

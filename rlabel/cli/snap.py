@@ -13,7 +13,7 @@ from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, s
 from rlabel.errors import RlabelError
 
 if TYPE_CHECKING:
-    from rlabel.config import Fallback
+    from rlabel.config import EmbedderDtype, Fallback
     from rlabel.run.directory import RunDirectory
     from rlabel.run.lease import Lease
     from rlabel.run.resnap import SnapJob
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 @click.option("--threshold", type=float, help="Least cosine for the embedding step.  [default: as in RUN, else 0.6]")
 @click.option("--margin", type=float, help="Least lead over the next category.  [default: as in RUN, else 0.02]")
 @click.option("--embedder", help="sentence-transformers folder or id; the bundled MiniLM if left out.")
+@click.option(
+    "--embedder-dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="bfloat16: half the time on processors that know it; similarities move by a few thousandths.",
+)
 @click.option(
     "--fallback",
     type=click.Choice(["abstain", "parent"]),
@@ -56,6 +63,13 @@ if TYPE_CHECKING:
 @click.option("--partial", is_flag=True, help="Take what an unfinished run has; the same command later adds the rest.")
 @click.option("--results-files", is_flag=True, help="Also write labels.bbox.json and labels.segm.json.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the embedder.  [default: one a core]")
+@click.option(
+    "--driver-expiry-s",
+    type=click.FloatRange(1.0, 3600.0),
+    default=60.0,
+    show_default=True,
+    help="A run whose driver gave no sign of life for so long may be taken over by another one.",
+)
 @ends_cleanly
 def snap(
     run: str,
@@ -66,6 +80,7 @@ def snap(
     threshold: float | None,
     margin: float | None,
     embedder: str | None,
+    embedder_dtype: EmbedderDtype,
     fallback: Fallback,
     thesaurus: str,
     calibrator: str | None,
@@ -74,6 +89,7 @@ def snap(
     partial: bool,
     results_files: bool,
     threads: int | None,
+    driver_expiry_s: float,
 ) -> None:
     """Snap the answers of a run of classify, caption or describe to another vocabulary, without the model.
 
@@ -106,7 +122,7 @@ def snap(
             where=where,
             threshold=least_cosine,
             margin=least_lead,
-            embedder=embedder_name(embedder),
+            embedder=embedder_name(embedder, embedder_dtype),
             fallback=fallback,
             thesaurus_sha256=thesaurus_digest(thesaurus),
             calibrator=fitted if where == out else None,
@@ -115,7 +131,15 @@ def snap(
         for one, where in zip(vocabularies, [out, *also_folders(out, vocabularies[1:])], strict=True)
     ]
     documents = snap_jobs(
-        source, jobs, embedder, thesaurus=thesaurus, threads=threads, partial=partial, results_files=results_files
+        source,
+        jobs,
+        embedder,
+        embedder_dtype=embedder_dtype,
+        thesaurus=thesaurus,
+        threads=threads,
+        partial=partial,
+        results_files=results_files,
+        driver_expiry_s=driver_expiry_s,
     )
     first, further = documents[0], documents[1:]
     print_json({**first, **({"also": further} if further else {})})
@@ -126,6 +150,7 @@ def snap_jobs(
     jobs: list[SnapJob],
     embedder: str | None,
     *,
+    embedder_dtype: EmbedderDtype = "float32",
     thesaurus: str = "none",
     threads: int | None = None,
     partial: bool = False,
@@ -142,7 +167,7 @@ def snap_jobs(
     @cache
     def tools() -> tuple[TextEmbedder, Thesaurus | None]:
         # Loading them takes seconds: not before all new runs are open, and once for all of them.
-        return _embedder(embedder, threads), load_thesaurus(thesaurus)
+        return _embedder(embedder, threads, embedder_dtype), load_thesaurus(thesaurus)
 
     for job in jobs:
         # Refuses impossible thresholds, and parents that are no tree, first.
@@ -226,9 +251,9 @@ def _snap_one(
     }
 
 
-def _embedder(embedder: str | None, threads: int | None) -> Any:
+def _embedder(embedder: str | None, threads: int | None, dtype: EmbedderDtype) -> Any:
     import os
 
     from rlabel.vocabulary.embedding import MiniLmEmbedder
 
-    return MiniLmEmbedder(embedder, threads=threads or len(os.sched_getaffinity(0)))
+    return MiniLmEmbedder(embedder, threads=threads or len(os.sched_getaffinity(0)), dtype=dtype)

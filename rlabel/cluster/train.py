@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import signal
 import tempfile
@@ -124,13 +125,14 @@ def _loop(config: dict[str, Any]) -> None:
     surroundings = RaySurroundings(
         config["log_path"], config["out"], config["attempt"], config["parallel"], config["tensorboard"]
     )
-    model, processor = train(config["job"], surroundings)
+    job: TrainJob = pickle.loads(config["job"])
+    model, processor = train(job, surroundings)
     if surroundings.rank != 0:
         ray.train.report({"finished": True})
         return
     with tempfile.TemporaryDirectory(prefix="rlabel-model-") as folder:
         write_model(model, processor, Path(folder) / "model", getattr(torch, config["save_dtype"]))
-        (Path(folder) / "trainer.json").write_text(json.dumps({"stage": len(config["job"].recipe.stages), "step": 0}))
+        (Path(folder) / "trainer.json").write_text(json.dumps({"stage": len(job.recipe.stages), "step": 0}))
         save_weights(model.float().state_dict(), Path(folder) / "weights.safetensors")
         ray.train.report({"finished": True}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -150,7 +152,8 @@ def train_on_ray(job: TrainJob, placement: TrainPlacement, take_model: Callable[
     trainer = _interruptible()(
         _loop,
         train_loop_config={
-            "job": job,
+            # Ray Train's controller unpickles this too, before any worker starts: as bytes it costs that process none of the loop's imports.
+            "job": pickle.dumps(job),
             "threads": placement.cpus_per_worker,
             "log_path": placement.log_path,
             "out": placement.out,

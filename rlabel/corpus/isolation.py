@@ -73,8 +73,8 @@ class IsolatedDecoders:
             process.wait_until_ready()
         except _Died as death:
             raise RunError(
-                f"a process that decodes pictures cannot be started ({death}). Pass --no-isolate-decoders, and a picture that "
-                "crashes its decoder ends the whole run."
+                f"a process that decodes pictures cannot be started ({death}). Pass --no-isolate-decoders where the command has "
+                "it, and a picture that crashes its decoder ends the whole run."
             ) from death
         self._idle.put(process)
 
@@ -111,6 +111,21 @@ class IsolatedDecoders:
         return _Process()
 
 
+_shared: dict[int, IsolatedDecoders] = {}
+
+
+def shared_decoders() -> IsolatedDecoders:
+    """Return the decoders of this process, made when first asked for; a fork of it (a loader's worker, say) gets its own.
+
+    For all that reads pictures one after the other; what labels has decoders of its own. Raises RunError where none can run.
+    """
+    pid = os.getpid()
+    if pid not in _shared:
+        # Those of a process that this one was forked from stay where they are: to let go of them would end them.
+        _shared[pid] = IsolatedDecoders()
+    return _shared[pid]
+
+
 class _Process:
     """One decoder process. Whoever holds this talks to it alone."""
 
@@ -129,14 +144,14 @@ class _Process:
         except OSError as error:
             raise RunError(
                 f"{sys.executable}: a process that decodes pictures cannot be started ({error}). Free some memory or processes, or "
-                "pass --no-isolate-decoders."
+                "pass --no-isolate-decoders where the command has it."
             ) from error
         assert self._child.stdin is not None and self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
         _widen(self._from.fileno())
         _widen(self._to.fileno())
         self._is_ready = False
-        self._end = weakref.finalize(self, _ended, self._child)
+        self._end = weakref.finalize(self, _ended, self._child, os.getpid())
 
     def wait_until_ready(self) -> None:
         if not self._is_ready:
@@ -267,7 +282,9 @@ def _widen(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def _ended(child: subprocess.Popen[bytes]) -> None:
+def _ended(child: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:  # a fork of the process that talks to it
+        return
     child.kill()
     for stream in (child.stdin, child.stdout):
         with contextlib.suppress(OSError):  # what was not sent yet cannot be now

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from rlabel.corpus.coco import Corpus, Problem, read_corpus
 from rlabel.corpus.inputs import prepare_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.json_stream import Member, stream_members
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, rasterise
@@ -84,7 +85,7 @@ def _image_problems(store: Store | None, corpus: Corpus, limits: Limits) -> Iter
         if store is None:
             yield from _stated_size_problems(record, limits)
             continue
-        prepared = prepare_image(store, record, limits)
+        prepared = prepare_image(store, record, limits, decoder=shared_decoders())
         if record.regions and all(failure.kind == "image" for failure in prepared.failures) and not prepared.regions:
             # One line an image, not one a region.
             what = f"{prepared.failures[0].reason} Regions that cannot be labeled: {len(record.regions)}."

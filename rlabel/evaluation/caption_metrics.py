@@ -72,8 +72,13 @@ def _meteor(wanted: dict[int, list[str]], said: dict[int, list[str]]) -> tuple[f
     try:
         score, _ = scorer.compute_score(wanted, said)
     except (OSError, ValueError) as error:  # the Java program ended: its pipe is closed, or its answer is no number
+        # its lock is left held then, and its own end would wait for that for ever
+        if scorer.lock.locked():
+            scorer.lock.release()
         return (
             None,
             f"METEOR's Java program gave no score ({error}). Check that `java -version` works, with 2 GB of memory.",
         )
+    finally:
+        limit.cancel()  # or the command would end only with it
     return float(score), None

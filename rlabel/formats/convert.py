@@ -10,6 +10,7 @@ from rlabel.errors import InputError, UsageError
 from rlabel.formats.folders import PictureFolder, local_source
 from rlabel.formats.found import Layout
 from rlabel.formats.guess import SOURCE_FORMATS, TITLES, SourceFormat, guess_format, refusal
+from rlabel.formats.kept_pictures import Keep
 from rlabel.formats.read_coco import CocoCopy
 from rlabel.formats.regions_file import Written, write_regions
 from rlabel.formats.rows import Boxes
@@ -41,24 +42,27 @@ def convert(
     images: str | None = None,
     class_free: bool = False,
     boxes: Boxes = "xywh",
+    keep: Keep = "new",
+    option: str = "--from",
+    why: str | None = None,
 ) -> Converted:
     """Write the regions of a file or folder of any layout as one COCO file, and return what was done.
 
     source: on this machine's disks. out: path or URL of the JSON to write. images: the folder of the pictures; for
     archives and tables, which hold them, a new folder to write them into. class_free: leave out what the layout calls the
-    regions. boxes: how archives and tables mean four numbers.
+    regions. boxes: how archives and tables mean four numbers. keep: see `KeptPictures`. option: what names the layout, for
+    messages. why: what a format that is named was told by, where it was guessed before.
 
     Raises InputError, with file, place and remedy, for what cannot be read at all; UsageError for a wrong call. Single
     rows that cannot be used are in `notes`.
     """
     path = local_source(source)
     if format != "auto" and format not in SOURCE_FORMATS:
-        raise UsageError(f"--from {format}: expected one of auto, {', '.join(SOURCE_FORMATS)}.")
-    why: str | None = None
+        raise UsageError(f"{option} {format}: expected one of auto, {', '.join(SOURCE_FORMATS)}.")
     if format == "auto":
         guess = guess_format(path)
         if guess.format is None:
-            raise refusal(path, guess)
+            raise refusal(path, guess, option)
         format, why = guess.format, guess.why
     try:
         if format in ("coco", "lvis"):
@@ -67,7 +71,7 @@ def convert(
             return Converted(
                 format=format, why=why, written=CocoCopy(path, class_free=class_free).write(out), notes=[], lines=[]
             )
-        layout = _opened(format, path, images, boxes)
+        layout = _opened(format, path, images, boxes, keep)
         written = write_regions(
             layout, out, class_free=class_free, description=f"regions converted from {TITLES[format]}"
         )
@@ -77,7 +81,7 @@ def convert(
         if why is None:
             raise
         raise InputError(
-            f"{error}\nIt was read as {TITLES[format]}, since {why}. If it is something else, name it with --from."
+            f"{error}\nIt was read as {TITLES[format]}, since {why}. If it is something else, name it with {option}."
         ) from error
     folder: PictureFolder | None = getattr(layout, "folder", None)  # tables and archives have none of their own
     return Converted(
@@ -90,7 +94,7 @@ def convert(
     )
 
 
-def _opened(format: SourceFormat, path: Path, images: str | None, boxes: Boxes) -> Layout:
+def _opened(format: SourceFormat, path: Path, images: str | None, boxes: Boxes, keep: Keep) -> Layout:
     """Return the layout, opened by its reader, which is imported only now."""
     if format == "yolo":
         from rlabel.formats.read_yolo import YoloLayout
@@ -116,10 +120,18 @@ def _opened(format: SourceFormat, path: Path, images: str | None, boxes: Boxes) 
         from rlabel.formats.read_sa1b import Sa1bLayout
 
         return Sa1bLayout(path, images)
+    if format == "labelme":
+        from rlabel.formats.read_labelme import LabelmeLayout
+
+        return LabelmeLayout(path, images)
+    if format == "panoptic":
+        from rlabel.formats.read_panoptic import PanopticLayout
+
+        return PanopticLayout(path, images)
     if format == "huggingface":
         from rlabel.formats.read_parquet import ParquetLayout
 
-        return ParquetLayout(path, images, boxes)
+        return ParquetLayout(path, images, boxes, keep)
     from rlabel.formats.read_tar import TarLayout
 
-    return TarLayout(path, images, boxes)
+    return TarLayout(path, images, boxes, keep)

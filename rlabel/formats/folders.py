@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,14 +99,14 @@ def upright_sides(image: Image.Image) -> tuple[int, int]:
     return (height, width) if is_turned else (width, height)
 
 
-@dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """The pictures below a folder, by path, by bare name and by stem, so that a layout may name one as it likes."""
+    """The pictures below a folder, by path, by bare name and by stem, so that a layout may name one as it likes.
 
-    root: Path
-    by_path: dict[str, str]
-    by_name: dict[str, str | None]
-    by_stem: dict[str, str | None]
+    It is listed when somebody asks for what is not simply there: a list of ten million pictures takes gigabytes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @classmethod
     def of(cls, root: str | Path) -> PictureFolder:
@@ -114,15 +114,20 @@ class PictureFolder:
         folder = Path(os.path.realpath(root))
         if not folder.is_dir():
             raise UsageError(f"--images {root}: expected the folder of the pictures, got no folder. Check the path.")
-        by_path: dict[str, str] = {}
-        by_name: dict[str, str | None] = {}
-        by_stem: dict[str, str | None] = {}
-        for path in files_below(folder, PICTURE_ENDS):
-            by_path[path.rpartition(".")[0]] = path
-            name = path.rpartition("/")[2]
-            for index, key in ((by_name, name), (by_stem, name.rpartition(".")[0])):
-                index[key] = None if key in index else path  # a name twice names neither
-        return cls(folder, by_path, by_name, by_stem)
+        return cls(folder)
+
+    @cached_property
+    def by_path(self) -> dict[str, str]:
+        """The pictures' paths below the folder, by the same without their endings."""
+        return {path.rpartition(".")[0]: path for path in files_below(self.root, PICTURE_ENDS)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, str | None]:
+        return _named((path.rpartition("/")[2], path) for path in self.by_path.values())
+
+    @cached_property
+    def _by_stem(self) -> dict[str, str | None]:
+        return _named((stem.rpartition("/")[2], path) for stem, path in self.by_path.items())
 
     def find(self, name: str) -> str | None:
         """Return the path below the folder of a picture that somebody names; None where it is missing or ambiguous."""
@@ -131,11 +136,23 @@ class PictureFolder:
         if path is not None:
             return path.relative_to(self.root).as_posix()
         last = clean.rpartition("/")[2]
-        return self.by_name.get(last)
+        return self._by_name.get(last)
 
     def of_stem(self, stem: str) -> str | None:
         """Return the picture of a path without its ending, or of a bare stem that only one picture has."""
-        return self.by_path.get(stem) or self.by_stem.get(stem.rpartition("/")[2])
+        beside = (f"{stem}{end}" for end in PICTURE_ENDS)
+        there = next((path for path in beside if (self.root / path).is_file()), None)
+        if there is not None and inside(self.root, there) is not None:
+            return there
+        return self.by_path.get(stem) or self._by_stem.get(stem.rpartition("/")[2])
 
     def size(self, path: str) -> tuple[int, int] | None:
         return upright_size(self.root / path)
+
+
+def _named(pairs: Iterable[tuple[str, str]]) -> dict[str, str | None]:
+    """Return paths by names; a name twice names neither."""
+    named: dict[str, str | None] = {}
+    for key, path in pairs:
+        named[key] = None if key in named else path
+    return named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,14 +20,27 @@ from rlabel.formats.safe_xml import root_tag
 from rlabel.records import JsonValue
 
 SourceFormat = Literal[
-    "coco", "lvis", "masks", "sa1b", "yolo", "voc", "labelstudio", "cvat", "huggingface", "webdataset"
+    "coco",
+    "lvis",
+    "panoptic",
+    "masks",
+    "sa1b",
+    "labelme",
+    "yolo",
+    "voc",
+    "labelstudio",
+    "cvat",
+    "huggingface",
+    "webdataset",
 ]
 SOURCE_FORMATS: tuple[SourceFormat, ...] = get_args(SourceFormat)
 TITLES: dict[SourceFormat, str] = {
     "coco": "COCO JSON",
     "lvis": "LVIS JSON",
+    "panoptic": "COCO panoptic JSON with its PNGs",
     "masks": "a picture folder with mask PNGs",
     "sa1b": "SA-1B's one JSON a picture",
+    "labelme": "labelme's one JSON a picture",
     "yolo": "YOLO text files",
     "voc": "Pascal VOC XML",
     "labelstudio": "Label Studio's JSON export",
@@ -36,6 +50,9 @@ TITLES: dict[SourceFormat, str] = {
 }
 _LOOKED_AT = 2000
 _XML_ROOTS: dict[str, SourceFormat] = {"annotations": "cvat", "annotation": "voc"}
+# The first of these names in a COCO-like file says what its annotations are; rows of images have none of them.
+_OF_ANNOTATIONS = re.compile(rb'"(segments_info|segmentation|bbox)"')
+_MOST_SEARCHED = 1 << 28
 _LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 # What packed files begin with (PKWARE's APPNOTE 4.3.7; RFC 1952).
 _ZIP, _GZIP = b"PK\x03\x04", b"\x1f\x8b"
@@ -54,10 +71,10 @@ def guess_format(source: Path) -> Guess:
     return _of_folder(source) if source.is_dir() else _of_file(source)
 
 
-def refusal(source: Path, guess: Guess) -> InputError:
-    """Return the error of a source that no layout was recognised in."""
+def refusal(source: Path, guess: Guess, option: str = "--from") -> InputError:
+    """Return the error of a source that no layout was recognised in. option: what names one."""
     known = ", ".join(f"{name} ({title})" for name, title in TITLES.items())
-    return InputError(f"{source}: no layout that is known: {guess.why}. Name it with --from, one of {known}.")
+    return InputError(f"{source}: no layout that is known: {guess.why}. Name it with {option}, one of {known}.")
 
 
 def _of_file(path: Path) -> Guess:
@@ -107,13 +124,30 @@ def _of_object(path: Path) -> Guess:
                 is_lvis = isinstance(member.value, dict) and any(key in member.value for key in _LVIS_KEYS)
                 if is_lvis:
                     return Guess(format="lvis", why=f"its images have {_LVIS_KEYS[0]} or {_LVIS_KEYS[1]}")
+                if _has_segments(path):
+                    return Guess(format="panoptic", why="its annotations have segments_info")
                 return Guess(format="coco", why="it has a list of images and no field of LVIS")
             seen.setdefault(member.name, member.value)
             if "annotations" in seen and isinstance(seen.get("image"), dict):
                 return Guess(format="sa1b", why="it has one image and its annotations")
+            if {"shapes", "imagePath"} <= seen.keys():
+                return Guess(format="labelme", why="it has labelme's shapes and imagePath")
     if "annotations" in seen:
         return Guess(format="coco", why="it has a list of annotations")
     return Guess(format=None, why=f"it is a JSON object{_keys(seen)}")
+
+
+def _has_segments(path: Path) -> bool:
+    """Return whether a COCO-like file's annotations are panoptic ones, by the first name that tells."""
+    before = b""
+    with path.open("rb") as stream:
+        for _ in range(_MOST_SEARCHED >> 20):
+            chunk = stream.read(1 << 20)
+            match = _OF_ANNOTATIONS.search(before + chunk)
+            if match is not None or not chunk:
+                return match is not None and match[1] == b"segments_info"
+            before = chunk[-20:]
+    return False
 
 
 def _of_folder(root: Path) -> Guess:
@@ -144,8 +178,8 @@ def _of_folder(root: Path) -> Guess:
     json = list(islice(files_below(root, (".json",)), 2))
     if json:
         inner = _of_file(root / json[0])
-        if inner.format == "sa1b":
-            return Guess(format="sa1b", why=f"{json[0]} has one image and its annotations")
+        if inner.format in ("sa1b", "labelme"):
+            return Guess(format=inner.format, why=f"in {json[0]}, {inner.why}")
         if inner.format is not None:
             return Guess(
                 format=None,
@@ -154,7 +188,7 @@ def _of_folder(root: Path) -> Guess:
     if _first(root, PICTURE_ENDS) is not None:
         return Guess(
             format=None,
-            why="it holds pictures alone (for masks, name their folder with --from masks --images PICTURES)",
+            why="it holds pictures alone (for masks, give their folder, name its layout, masks, and the pictures with --images)",
         )
     return Guess(
         format=None, why=f"the folder holds {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Literal
 
 from rlabel.corpus.limits import Limits
 from rlabel.errors import UsageError
 from rlabel.formats.folders import upright_sides
+
+Keep = Literal["new", "again", "no"]
 
 _ODD = re.compile(r"[^\w.+=@-]+")
 _ENDS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif", "MPO": ".jpg"}
@@ -16,19 +19,26 @@ _LONGEST_NAME = 120
 
 
 class KeptPictures:
-    """A folder that pictures are written into as they are, byte for byte."""
+    """A folder that pictures are written into as they are, byte for byte.
 
-    def __init__(self, folder: str | None, what: str) -> None:
+    keep: new: into a folder that is not there or empty; again: into one that the same source was written into before, where what is
+    there stays; no: nowhere, for those who want their sizes alone.
+    """
+
+    def __init__(self, folder: str | None, what: str, keep: Keep = "new") -> None:
+        self.limits = Limits()
+        self.used: set[str] = set()
+        self.keep_how = keep
+        if keep == "no":
+            return
         if folder is None:
             raise UsageError(f"{what} holds its pictures itself. Name a new or empty folder for them with --images.")
         self.root = Path(folder)
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.root.exists() and (not self.root.is_dir() or (keep == "new" and any(self.root.iterdir()))):
             raise UsageError(
                 f"--images {folder}: expected a new or empty folder, into which the pictures of {what} are written. Name another."
             )
         self.root.mkdir(parents=True, exist_ok=True)
-        self.limits = Limits()
-        self.used: set[str] = set()
 
     def keep(self, name: str, data: bytes) -> tuple[str, tuple[int, int]] | str:
         """Write a picture; return its file name and upright width and height, or why it is left out.
@@ -48,7 +58,11 @@ class KeptPictures:
         if end is None:
             return "pictures left out, since they cannot be opened"
         kept = self._free_name(name, end)
-        (self.root / kept).write_bytes(data)
+        if self.keep_how != "no":
+            path = self.root / kept
+            # Another process may be reading one that is whole.
+            if self.keep_how == "new" or not path.is_file() or path.stat().st_size != len(data):
+                path.write_bytes(data)
         return kept, size
 
     def _free_name(self, name: str, end: str) -> str:

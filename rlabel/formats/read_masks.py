@@ -12,9 +12,14 @@ from rlabel.formats.found import FoundPicture, FoundRegion, Notes
 from rlabel.formats.id_maps import masks_of_ids, read_ids
 from rlabel.records import JsonObject
 
-MASK_FOLDERS = ("masks", "mask", "SegmentationObject", "instances")
-PICTURE_FOLDERS = ("images", "image", "JPEGImages", "photos", "img")
-_ENDS_OF_STEM = ("", "_mask", "_masks", "-mask", "_instance", "_instanceIds", "_instances", "_seg", "_panoptic")
+MASK_FOLDERS = ("masks", "mask", "SegmentationObject", "instances", "gtFine")
+PICTURE_FOLDERS = ("images", "image", "JPEGImages", "photos", "img", "leftImg8bit")
+_ENDS_OF_STEM = (
+    "", "_mask", "_masks", "-mask", "_instance", "_instanceIds", "_instances", "_seg", "_panoptic",
+    "_gtFine_instanceIds", "_gtCoarse_instanceIds",
+)  # fmt: skip
+# Cityscapes names a picture aachen_000000_000019_leftImg8bit.png and its mask aachen_000000_000019_gtFine_instanceIds.png.
+_CITYSCAPES_PICTURE = "_leftImg8bit"
 _MASK_FILES = (".png", ".tif", ".tiff", ".bmp")
 
 
@@ -62,7 +67,8 @@ class MaskLayout:
                 self.notes.say("masks left out, since no picture has their name", entry.name)
 
     def _mask_path(self, stem: str) -> Path | None:
-        for base in dict.fromkeys((stem, stem.rpartition("/")[2])):
+        bases = (stem, stem.rpartition("/")[2])
+        for base in dict.fromkeys(name.removesuffix(_CITYSCAPES_PICTURE) for name in bases):
             folder = self.masks / base
             if folder.is_dir():
                 return folder

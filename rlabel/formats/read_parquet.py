@@ -14,8 +14,8 @@ from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
 from rlabel.formats.folders import files_below
 from rlabel.formats.found import FoundPicture, FoundRegion, Notes
-from rlabel.formats.kept_pictures import KeptPictures
-from rlabel.formats.read_sa1b import parse_document
+from rlabel.formats.json_files import parse_document
+from rlabel.formats.kept_pictures import Keep, KeptPictures
 from rlabel.formats.rows import Boxes, is_corner_box, region_of_row, rows_of
 from rlabel.records import JsonValue
 from rlabel.run.canonical import object_of
@@ -30,14 +30,14 @@ _MOST_GROUP_BYTES = 8 * 1024**3
 class ParquetLayout:
     """One parquet file, or a folder of them (data/train-00000-of-00002.parquet ...). images: where the pictures are written."""
 
-    def __init__(self, source: Path, images: str | None, boxes: Boxes) -> None:
+    def __init__(self, source: Path, images: str | None, boxes: Boxes, keep: Keep = "new") -> None:
         self.notes = Notes()
         self.files = [source] if source.is_file() else [source / name for name in files_below(source, (".parquet",))]
         self.boxes = boxes
         if not self.files:
             raise InputError(f"{source}: no parquet file in it. Check the path.")
         self.names = self._opened(self.files[0])[1]
-        self.kept = KeptPictures(images, f"the table {self.files[0].name}")
+        self.kept = KeptPictures(images, f"the table {self.files[0].name}", keep)
         self.num_corner_boxes = 0
 
     def pictures(self) -> Iterator[FoundPicture]:
@@ -59,7 +59,8 @@ class ParquetLayout:
             except (pa.ArrowException, OSError, MemoryError) as error:
                 raise InputError(f"{path}: cannot be read on from row {index + 1} ({error}). Fetch it anew.") from error
         self.notes.say(
-            "boxes that leave their picture if they are left, top, width and height, and fit it as two corners: give --boxes xyxy if they are those",
+            "boxes that leave their picture if they are left, top, width and height, and fit it as two corners: give --boxes xyxy "
+            "(rlabel label: --regions-boxes xyxy) if they are those",
             None,
             self.num_corner_boxes,
         )

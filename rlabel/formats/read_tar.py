@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 from rlabel.errors import InputError
 from rlabel.formats.folders import PICTURE_ENDS, files_below
 from rlabel.formats.found import FoundPicture, FoundRegion, Notes
-from rlabel.formats.kept_pictures import KeptPictures
-from rlabel.formats.read_sa1b import parse_document
+from rlabel.formats.json_files import parse_document
+from rlabel.formats.kept_pictures import Keep, KeptPictures
 from rlabel.formats.rows import Boxes, region_of_row, rows_of
 from rlabel.records import JsonObject
 from rlabel.run.canonical import object_of
@@ -32,13 +32,13 @@ class TarLayout:
 
     names: tuple[str, ...] = ()
 
-    def __init__(self, source: Path, images: str | None, boxes: Boxes) -> None:
+    def __init__(self, source: Path, images: str | None, boxes: Boxes, keep: Keep = "new") -> None:
         self.notes = Notes()
         self.files = [source] if source.is_file() else [source / name for name in files_below(source, ENDS)]
         self.boxes = boxes
         if not self.files:
             raise InputError(f"{source}: no tar archive in it. Check the path.")
-        self.kept = KeptPictures(images, f"the archive {self.files[0].name}")
+        self.kept = KeptPictures(images, f"the archive {self.files[0].name}", keep)
 
     def pictures(self) -> Iterator[FoundPicture]:
         for path in self.files:

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from rlabel.errors import InputError
-from rlabel.formats.folders import PictureFolder, files_below, read_text, upright_size
+from rlabel.formats.folders import PICTURE_ENDS, PictureFolder, files_below, read_text, upright_size
 from rlabel.formats.found import FoundPicture, FoundRegion, Notes
 from rlabel.formats.id_maps import masks_of_ids, read_ids
 from rlabel.formats.safe_xml import elements, number, whole, words
@@ -36,11 +36,11 @@ class VocLayout:
         if (home / "labels.txt").is_file():
             lines = read_text(home / "labels.txt", str(home / "labels.txt")).splitlines()
             self.names = [line.strip() for line in lines if line.strip()]
-        folder = (
-            images
-            if images is not None
-            else next((str(home / name) for name in ("JPEGImages", "images") if (home / name).is_dir()), None)
-        )
+        near = next((home / name for name in ("JPEGImages", "images") if (home / name).is_dir()), None)
+        beside = self.root if self.root.is_dir() else self.root.parent
+        if near is None and next(files_below(beside, PICTURE_ENDS), None) is not None:  # as Roboflow has them
+            near = beside
+        folder = images if images is not None else near
         self.folder = PictureFolder.of(folder) if folder is not None else None
 
     def pictures(self) -> Iterator[FoundPicture]:

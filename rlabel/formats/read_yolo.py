@@ -48,7 +48,7 @@ class YoloLayout:
         if self.folder.by_path and not num_files:
             raise InputError(
                 f"{self.root}: none of its {len(self.folder.by_path)} pictures has a text file of its name in labels/ or beside "
-                "it. Name the folder that holds images/ and labels/, or another --from."
+                "it. Name the folder that holds images/ and labels/, or another layout."
             )
 
     def _labels(self, stem: str) -> Path | None:

@@ -21,12 +21,13 @@ _MOST_NAMES = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a regions file holds. num_known: regions with a category."""
+    """What a regions file holds. num_known: regions with a category; num_dropped: regions whose category was left out."""
 
     num_images: int
     num_regions: int
     num_known: int
     num_categories: int
+    num_dropped: int = 0
 
 
 def write_regions(layout: Layout, out: str, *, class_free: bool, description: str) -> Written:
@@ -53,7 +54,7 @@ class _Writer:
         self.layout, self.rows, self.class_free = layout, rows, class_free
         self.ids: dict[str, int] = {}
         self.limits = Limits()
-        self.num_images = self.num_regions = self.num_known = 0
+        self.num_images = self.num_regions = self.num_known = self.num_dropped = 0
 
     def written(self) -> Written:
         return Written(
@@ -61,6 +62,7 @@ class _Writer:
             num_regions=self.num_regions,
             num_known=self.num_known,
             num_categories=len(self.ids),
+            num_dropped=self.num_dropped,
         )
 
     def chunks(self, description: str) -> Iterator[bytes]:
@@ -78,7 +80,7 @@ class _Writer:
                 self.rows.write((b"\n" if self.num_regions == 1 else b",\n") + canonical_bytes(json_safe(row)))
         if not self.num_images:
             lines = "".join(f"\n  {line}" for line in self.layout.notes.lines())
-            raise InputError(f"found no picture to write. Name the layout with --from, or check the paths.{lines}")
+            raise InputError(f"found no picture to write. Name another layout, or check the paths.{lines}")
         yield b'],\n"annotations":['
         self.rows.seek(0)
         while chunk := self.rows.read(_CHUNK_BYTES):
@@ -111,7 +113,9 @@ class _Writer:
             else:
                 row.setdefault("bbox", list(mask.box_xywh))
                 row["area"] = mask.area_px
-        if region.name and not self.class_free:
+        if region.name and self.class_free:
+            self.num_dropped += 1
+        elif region.name:
             row["category_id"] = self.category_id(region.name)
             self.num_known += 1
         if region.attributes:

@@ -8,7 +8,8 @@ import numpy as np
 
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
-from rlabel.corpus.rle import MaskHW
+from rlabel.corpus.polygons import BadPolygons, polygon_counts
+from rlabel.corpus.rle import BadRle, Counts, MaskHW, counts_to_mask, counts_to_rle, rle_counts
 from rlabel.formats.found import Notes
 from rlabel.formats.outlines import Loop, joined, outlines, simplified, without_holes
 from rlabel.formats.shown import ShownLabel, ShownPicture
@@ -39,6 +40,31 @@ class Shapes:
         except BadRegion as bad:
             self.notes.say("masks left out, since they cannot be drawn", f"{_where(picture, label)}: {bad}")
             return None
+
+    def rle(self, picture: ShownPicture, label: ShownLabel) -> JsonObject | None:
+        """Return the compressed RLE of a label's mask; None, noted, where it cannot be drawn. The mask's own `to_rle`, without drawing it."""
+        counts = self._plain_counts(picture, label)
+        if counts is not None and picture.height_px is not None and picture.width_px is not None:
+            return counts_to_rle(counts, picture.height_px, picture.width_px)
+        mask = self.mask(picture, label)
+        return None if mask is None else mask.to_rle()
+
+    def _plain_counts(self, picture: ShownPicture, label: ShownLabel) -> Counts | None:
+        """Return the runs of a segmentation that needs no second look; None for any other, which `mask` judges."""
+        height, width, shape = picture.height_px, picture.width_px, label.segmentation
+        if height is None or width is None or height * width > self.limits.max_pixels:
+            return None
+        try:
+            if isinstance(shape, dict):
+                counts = rle_counts(shape, height, width)
+            elif isinstance(shape, list):
+                counts = polygon_counts(shape, height, width, self.limits).counts
+            else:
+                return None
+        except (BadRle, BadPolygons):
+            return None
+        # An empty run other than the first joins its neighbours: `mask` does that by drawing.
+        return counts if len(counts) > 1 and bool(counts[1:].all()) else None
 
     def polygons(self, label: ShownLabel, mask: RegionMask) -> list[Loop]:
         """Return a label's pieces as polygons in picture pixels, holes cut open, piece by piece.
@@ -125,9 +151,6 @@ def safe_stem(picture: ShownPicture, used: set[str], notes: Notes) -> str | None
 
 
 def _iou(loops: list[Loop], mask_hw: MaskHW) -> float:
-    from rlabel.corpus.polygons import polygon_counts
-    from rlabel.corpus.rle import counts_to_mask
-
     height, width = mask_hw.shape
     drawn = counts_to_mask(
         polygon_counts([flat(loop) for loop in loops], height, width, Limits()).counts, height, width

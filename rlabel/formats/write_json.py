@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from rlabel.corpus.masks import RegionMask
 from rlabel.formats.shapes import flat, safe_stem
 from rlabel.formats.shown import ShownLabel, ShownPicture
-from rlabel.formats.writing import Export, buffered, json_list, picture_bytes
+from rlabel.formats.writing import Export, Files, buffered, json_list
 from rlabel.records import JsonObject, JsonValue
 from rlabel.run.canonical import canonical_bytes
 from rlabel.run.coco import corners
@@ -44,9 +44,9 @@ def write_results(export: Export) -> list[str]:
                 if not with_masks:
                     yield {**row, "bbox": list(label.box_xywh)}
                     continue
-                mask = export.shapes.mask(picture, label)
-                if mask is not None:
-                    yield {**row, "segmentation": mask.to_rle()}
+                rle = export.shapes.rle(picture, label)
+                if rle is not None:
+                    yield {**row, "segmentation": rle}
 
     export.out.put_stream("bbox.json", buffered(json_list(rows(False))))
     if not export.with_masks:
@@ -130,6 +130,10 @@ def write_fiftyone(export: Export) -> list[str]:
 
     def image_rows() -> Iterator[JsonObject]:
         used: set[str] = set()
+        with Files(export.out) as files:
+            yield from with_pictures(files, used)
+
+    def with_pictures(files: Files, used: set[str]) -> Iterator[JsonObject]:
         for picture in export.labels.pictures():
             # Named after its picture, ending and all, so that a.jpg and a.png both stay.
             if (
@@ -137,9 +141,7 @@ def write_fiftyone(export: Export) -> list[str]:
                 and picture.file_name is not None
                 and safe_stem(_whole_name(picture), used, export.notes)
             ):
-                data = picture_bytes(export, picture)
-                if data is not None:
-                    export.out.put(f"data/{picture.file_name}", data)
+                files.copy_picture(export, picture, "data")
             yield {
                 **picture.row,
                 **({} if picture.file_name is None else {"file_name": picture.file_name}),

@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from typing import IO, Any, cast
 
 from rlabel.formats.rows import finite
@@ -55,13 +56,12 @@ def write_parquet(export: Export) -> list[str]:
     )
     with tempfile.NamedTemporaryFile(prefix=".rlabel-tmp-") as spool:
         with pq.ParquetWriter(spool.name, schema, compression="zstd") as writer:
-            held: list[JsonObject] = []
-            for row in _region_rows(export):
-                held.append(row)
-                if len(held) >= _ROWS_A_GROUP:
-                    writer.write_table(pa.Table.from_pylist(cast("list[dict[str, Any]]", held), schema))
-                    held = []
-            writer.write_table(pa.Table.from_pylist(cast("list[dict[str, Any]]", held), schema))
+            rows = _region_rows(export)
+            is_first = True
+            while (held := list(islice(rows, _ROWS_A_GROUP))) or is_first:
+                is_first = False  # a table without a row is a table all the same
+                columns = [pa.array([row.get(field.name) for row in held], field.type) for field in schema]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         export.out.put_stream("regions.parquet", _chunks(spool.file))
     return ["regions.parquet"]
 
@@ -117,8 +117,8 @@ def _label_row(export: Export, picture: ShownPicture, label: ShownLabel) -> Json
         **_known(label.attributes),
     }
     if label.segmentation is not None and not export.boxes_only:
-        mask = export.shapes.mask(picture, label)
-        row["rle"] = None if mask is None else mask.to_rle()["counts"]
+        rle = export.shapes.rle(picture, label)
+        row["rle"] = None if rle is None else rle["counts"]
     return row
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rlabel.corpus.masks import RegionMask
-from rlabel.formats.shapes import is_plain, safe_stem
+from rlabel.formats.shapes import is_plain
 from rlabel.formats.shown import ShownLabel, ShownPicture
-from rlabel.formats.writing import Export, buffered, picture_bytes, short, xml_text
+from rlabel.formats.writing import Export, Files, buffered, named_pictures, short, sized_pictures, xml_text
 
 _MOST_IN_PALETTE = 254
 
@@ -22,25 +22,19 @@ def write_voc(export: Export) -> list[str]:
 
     Boxes are whole pixels counted from 1, both ends inside. In a PNG each pixel belongs to one object, the smallest there.
     """
-    used: set[str] = set()
     stems: list[str] = []
-    for picture in export.labels.pictures():
-        if picture.width_px is None or picture.height_px is None:
-            export.notes.say("pictures left out, since their size is nowhere stated", picture.file_name)
-            continue
-        stem = safe_stem(picture, used, export.notes)
-        if stem is None:
-            continue
-        drawn = [(label, mask) for label in picture.labels if (mask := export.shapes.mask(picture, label)) is not None]
-        export.out.put(f"Annotations/{stem}.xml", _voc_xml(export, picture, [label for label, _ in drawn]).encode())
-        if export.with_masks:
-            objects, classes = _voc_pngs(export, picture, drawn)
-            export.out.put(f"SegmentationObject/{stem}.png", objects)
-            export.out.put(f"SegmentationClass/{stem}.png", classes)
-        data = picture_bytes(export, picture)
-        if data is not None:
-            export.out.put(f"JPEGImages/{picture.file_name}", data)
-        stems.append(stem)
+    with Files(export.out) as out:
+        for stem, picture in named_pictures(export):
+            drawn = [
+                (label, mask) for label in picture.labels if (mask := export.shapes.mask(picture, label)) is not None
+            ]
+            out.put(f"Annotations/{stem}.xml", _voc_xml(export, picture, [label for label, _ in drawn]).encode())
+            if export.with_masks:
+                objects, classes = _voc_pngs(export, picture, drawn)
+                out.put(f"SegmentationObject/{stem}.png", objects)
+                out.put(f"SegmentationClass/{stem}.png", classes)
+            out.copy_picture(export, picture, "JPEGImages")
+            stems.append(stem)
     export.out.put("ImageSets/Main/default.txt", "".join(f"{stem}\n" for stem in stems).encode())
     names = [" ".join(category.name.split()) for category in export.labels.categories.values()]
     export.out.put("labels.txt", "".join(f"{name}\n" for name in names).encode())
@@ -147,10 +141,7 @@ def _cvat_parts(export: Export) -> Iterator[str]:
     for category in export.labels.categories.values():
         yield f"    <label><name>{xml_text(category.name)}</name><attributes>{declared}</attributes></label>\n"
     yield "  </labels></task></meta>\n"
-    for picture in export.labels.pictures():
-        if picture.width_px is None or picture.height_px is None:
-            export.notes.say("pictures left out, since their size is nowhere stated", picture.file_name)
-            continue
+    for picture in sized_pictures(export):
         name = xml_text(picture.file_name or str(picture.image_id))
         yield f'  <image id="{picture.index}" name="{name}" width="{picture.width_px}" height="{picture.height_px}">\n'
         for label in picture.labels:

@@ -6,11 +6,14 @@ are joined and holes cut open by lines of no width, as Ultralytics' own converte
 
 from __future__ import annotations
 
+import re
+
 import yaml
 
-from rlabel.formats.shapes import safe_stem
 from rlabel.formats.shown import ShownLabel, ShownPicture
-from rlabel.formats.writing import Export, picture_bytes
+from rlabel.formats.writing import Export, Files, named_pictures
+
+_ZEROS = re.compile(r"\.?0+(?= |$)")
 
 
 def write_yolo(export: Export) -> list[str]:
@@ -19,19 +22,11 @@ def write_yolo(export: Export) -> list[str]:
     Lines are boxes, or, where any label has a mask, polygons: Ultralytics drops one kind where a file has both. Classes count
     from 0 in the order of the categories; data.yaml names the categories' own ids.
     """
-    used: set[str] = set()
-    for picture in export.labels.pictures():
-        if picture.width_px is None or picture.height_px is None:
-            export.notes.say("pictures left out, since their size is nowhere stated", picture.file_name)
-            continue
-        stem = safe_stem(picture, used, export.notes)
-        if stem is None:
-            continue
-        lines = [line for label in picture.labels if (line := _line(export, picture, label)) is not None]
-        export.out.put(f"labels/{stem}.txt", "".join(lines).encode())
-        data = picture_bytes(export, picture)
-        if data is not None:
-            export.out.put(f"images/{picture.file_name}", data)
+    with Files(export.out) as files:
+        for stem, picture in named_pictures(export):
+            lines = [line for label in picture.labels if (line := _line(export, picture, label)) is not None]
+            files.put(f"labels/{stem}.txt", "".join(lines).encode())
+            files.copy_picture(export, picture, "images")
     categories = export.labels.categories.values()
     document = {
         "path": ".",
@@ -79,9 +74,10 @@ def _line(export: Export, picture: ShownPicture, label: ShownLabel) -> str | Non
     else:
         loop = export.shapes.polygon(label, mask) / (width, height)
         numbers = loop.ravel().tolist()
-    return f"{label.category.index} {' '.join(_share(number) for number in numbers)}\n"
+    return f"{label.category.index} {_shares(numbers)}\n"
 
 
-def _share(number: float) -> str:
-    """Return a share of a side with eight digits: a thousandth of a pixel of the largest picture."""
-    return f"{min(max(number, 0.0), 1.0):.8f}".rstrip("0").rstrip(".")
+def _shares(numbers: list[float]) -> str:
+    """Return shares of a side with eight digits, a thousandth of a pixel of the largest picture, without zeros at their ends."""
+    text = " ".join(["%.8f"] * len(numbers)) % tuple(min(max(number, 0.0), 1.0) for number in numbers)
+    return _ZEROS.sub("", text)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from xml.sax.saxutils import escape as _escape
 
 from rlabel.corpus.limits import Limits
 from rlabel.formats.found import Notes
-from rlabel.formats.shapes import Shapes
+from rlabel.formats.shapes import Shapes, safe_stem
 from rlabel.formats.shown import ShownLabels, ShownPicture
 from rlabel.records import JsonObject
 from rlabel.run.canonical import canonical_bytes
 from rlabel.storage import MissingFile, PathRefused, Store
 
 _CHUNK_BYTES = 1 << 20
+_WRITERS, _MOST_WAITING, _MOST_WAITING_BYTES = 16, 256, 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,64 @@ class Export:
     @property
     def with_masks(self) -> bool:
         return self.labels.has_masks and not self.boxes_only
+
+
+class Files:
+    """Writes many small files side by side, since each waits for its disk or store; use it in a `with`, which ends when all are there.
+
+    Errors of the store come out of `put` or at the end.
+    """
+
+    def __init__(self, out: Store) -> None:
+        self.out = out
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="rlabel-export")
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+        self._num_bytes = 0
+
+    def put(self, name: str, data: bytes) -> None:
+        self._waiting.append((len(data), self._pool.submit(self.out.put, name, data)))
+        self._num_bytes += len(data)
+        while len(self._waiting) > _MOST_WAITING or self._num_bytes > _MOST_WAITING_BYTES:
+            self._settle()
+
+    def copy_picture(self, export: Export, picture: ShownPicture, folder: str) -> None:
+        """Put a picture below a folder under its own name, where the pictures are given and it is there."""
+        data = picture_bytes(export, picture)
+        if data is not None:
+            self.put(f"{folder}/{picture.file_name}", data)
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._settle()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _settle(self) -> None:
+        size, future = self._waiting.popleft()
+        self._num_bytes -= size
+        future.result()
+
+
+def sized_pictures(export: Export) -> Iterator[ShownPicture]:
+    """Yield the pictures whose size is known; others are noted."""
+    for picture in export.labels.pictures():
+        if picture.width_px is None or picture.height_px is None:
+            export.notes.say("pictures left out, since their size is nowhere stated", picture.file_name)
+        else:
+            yield picture
+
+
+def named_pictures(export: Export) -> Iterator[tuple[str, ShownPicture]]:
+    """Yield the pictures whose size is known, each with a stem of its own for files named after it; others are noted."""
+    used: set[str] = set()
+    for picture in sized_pictures(export):
+        stem = safe_stem(picture, used, export.notes)
+        if stem is not None:
+            yield stem, picture
 
 
 def json_list(rows: Iterable[JsonObject]) -> Iterator[bytes]:

@@ -24,6 +24,9 @@ ATTENTION = "rlabel_cascade"
 _HARMLESS = frozenset({"dropout", "use_cache", "position_ids", "position_embeddings", "is_causal", "output_attentions"})
 # Own keys and values grow by so many tokens at a time.
 _GROWTH = 16
+# The fused attention of torch for CPUs, and what it is good in.
+_FUSED_NAME = "_scaled_dot_product_flash_attention_for_cpu"
+_FUSED = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,27 +166,33 @@ def attend(
     more = [name for name, wanted in others.items() if wanted is not None and name not in _HARMLESS]
     if rlabel_feed is None or attention_mask is not None or more:
         raise NotImplementedError(f"attention with {more or 'a mask, or without a feed'}")
-    feed, layer = rlabel_feed, int(module.layer_idx)  # type: ignore[arg-type]
-    num_heads = key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query_RMHQE = _rows(query * scale, feed).unflatten(2, (num_heads, -1))
-    keys_RHME, values_RHME = _rows(key, feed).transpose(1, 2), _rows(value, feed).transpose(1, 2)
+    query_NHE, key_NHE, value_NHE = (values_1HNE[0].transpose(0, 1) for values_1HNE in (query, key, value))
+    return attend_rows(query_NHE, key_NHE, value_NHE, rlabel_feed, int(module.layer_idx), scale)[None], None  # type: ignore[arg-type]
+
+
+def attend_rows(
+    query_NHE: Tensor, key_NHE: Tensor, value_NHE: Tensor, feed: Feed, layer: int, scaling: float
+) -> Tensor:
+    """Return what the fed tokens of all rows see, (N, heads of queries, E), in their dtype. layer: counted from 0; its own keys and values are kept."""
+    num_heads = key_NHE.shape[1]
+    query_RMHQE = _rows(query_NHE * scaling, feed).unflatten(2, (num_heads, -1))
+    keys_RHME, values_RHME = _rows(key_NHE, feed).transpose(1, 2), _rows(value_NHE, feed).transpose(1, 2)
     past = 0 if feed.own is None else feed.own.num_tokens
     if feed.own is not None:
         keys_RHME, values_RHME = feed.own.extended(layer, keys_RHME, values_RHME)
     parts = [_own_part(query_RMHQE, keys_RHME, values_RHME, past)]
     for beginnings, tiles in feed.shared:
         parts.append(_shared_part(query_RMHQE, beginnings.keys[layer], beginnings.values[layer], tiles))
-    joined = _join(parts).to(query.dtype).flatten(0, 1).flatten(1, 2)
-    return (joined if feed.place_N is None else joined[feed.place_N])[None], None
+    joined = _join(parts).to(query_NHE.dtype).flatten(0, 1).flatten(1, 2)
+    return joined if feed.place_N is None else joined[feed.place_N]
 
 
 _Part = tuple[Tensor, Tensor, Tensor]
 
 
-def _rows(values_1HNE: Tensor, feed: Feed) -> Tensor:
+def _rows(values_NHE: Tensor, feed: Feed) -> Tensor:
     """Return (R, M, H, E) of the tokens that were fed; zeros where a row has fewer."""
-    values_NHE = values_1HNE[0].transpose(0, 1)
     if feed.place_N is not None:
         room = values_NHE.new_zeros((feed.num_rows * feed.num_each, *values_NHE.shape[1:]))
         values_NHE = room.index_copy_(0, feed.place_N, values_NHE)
@@ -211,13 +220,22 @@ def _shared_part(query_RMHQE: Tensor, keys_GHLE: Tensor, values_GHLE: Tensor, ti
     laid = tiles.lay(query_RMHQE)
     sides = (laid.shape[1], laid.shape[2], laid.shape[4])
     asks_THXE = laid.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)
-    scores = asks_THXE @ tiles.keys_of(keys_GHLE).transpose(2, 3)
-    most, total, summed = _softmax_parts(scores, tiles.keys_of(values_GHLE))
+    most, total, summed = _whole_part(asks_THXE, tiles.keys_of(keys_GHLE), tiles.keys_of(values_GHLE))
 
     def back(values_THXE: Tensor) -> Tensor:
         return tiles.take(values_THXE.unflatten(2, sides).permute(0, 2, 3, 1, 4, 5))
 
     return back(most), back(total), back(summed)
+
+
+def _whole_part(asks_THXE: Tensor, keys_THLE: Tensor, values_THLE: Tensor) -> _Part:
+    """Return what each of the asking sees of all the keys: see `_softmax_parts`."""
+    if asks_THXE.device.type != "cpu" or asks_THXE.dtype not in _FUSED or not hasattr(torch.ops.aten, _FUSED_NAME):
+        return _softmax_parts(asks_THXE @ keys_THLE.transpose(2, 3), values_THLE)
+    # What is behind F.scaled_dot_product_attention on CPUs; called by its own name, since that one alone gives the logarithm of the sum too.
+    seen_THXE, logsum_THX = getattr(torch.ops.aten, _FUSED_NAME)(asks_THXE, keys_THLE, values_THLE, scale=1.0)
+    # As one key that weighs as much as all of them: its score is the logarithm of their sum.
+    return logsum_THX[..., None], torch.ones_like(logsum_THX)[..., None], seen_THXE.float()
 
 
 def _softmax_parts(scores: Tensor, values: Tensor) -> _Part:

@@ -19,7 +19,8 @@ from rlabel.config import PrefixSharing, Search
 from rlabel.errors import InputError
 from rlabel.labeling.budget import Mentions, in_parts
 from rlabel.labeling.encoding import DeviceBatch, Encoded, to_device_batch
-from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, cascade_fits
+from rlabel.labeling.layers import Layers
+from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, cascade_fits, fitting_layers
 from rlabel.labeling.scoring import score_rows
 from rlabel.labeling.search import Stretches, searched
 from rlabel.labeling.trie import Trie
@@ -101,10 +102,17 @@ class Engine:
         self._stops = frozenset(processor.stop_ids)
         self._stop_ids = torch.tensor(sorted(self._stops), device=self.device)
         self._sharing = options.prefix_sharing
+        self._layers: Layers | None = None
+        self._tried = False
 
     def stretches_of(self, names: Sequence[str]) -> Stretches:
         """Return the names, each once, as something to search in; numbered in their order."""
         return Stretches(Trie([self.processor.answer_ids(name) for name in dict.fromkeys(names)], self.device))
+
+    @property
+    def sharing(self) -> str:
+        """Return how prompts are kept, for people; known once something was asked."""
+        return f"{self._sharing}, own layers" if self._layers is not None else self._sharing
 
     @property
     def device(self) -> torch.device:
@@ -267,9 +275,14 @@ class Engine:
     ) -> tuple[Rows, Tensor]:
         """Return rows behind each question, and logits_NV of the first token of its answer."""
         prompt = prompt or self.prompt
-        if self._sharing == "auto":
+        if not self._tried:
             # Not when the engine is made: the first forward of a model may change its weights' layout, and it may yet have to be saved.
-            self._sharing = "packed" if cascade_fits(self.model) else "expanded"
+            self._tried = True
+            if self._sharing in ("auto", "packed"):
+                self._layers = fitting_layers(self.model)
+            if self._sharing == "auto":
+                fits = self._layers is not None or cascade_fits(self.model)
+                self._sharing = "packed" if fits else "expanded"
         with span("prefill", device=True):
             return self._asked(image_tokens_BTD, mentioned_NKD, image_index_N.cpu(), prompt)
 
@@ -280,7 +293,7 @@ class Engine:
         prefix_BPD = self.model.embed_prompt(prefix_ids, image_tokens_BTD, None)
         rows: Rows
         if self._sharing == "packed":
-            rows = CascadeRows.behind(self.model, prefix_BPD, index_N)
+            rows = CascadeRows.behind(self.model, prefix_BPD, index_N, self._layers)
         else:
             rows = CopiedRows.behind(self.model, prefix_BPD, index_N, share=self._sharing == "expanded")
         suffix_ids = torch.tensor([prompt.suffix_ids], device=self.device).expand(len(index_N), -1)

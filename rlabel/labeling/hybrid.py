@@ -5,7 +5,7 @@ Legend: N regions that are asked about, W names kept for each, C ways on from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -25,7 +25,7 @@ from rlabel.regiongpt.processing import RegionInputs
 from rlabel.vocabulary.likelihood import LikelyName
 
 # A vocabulary of so few names is scored in full: a beam as wide as that leaves nothing out.
-_ALL_OF = 32
+ALL_OF = 32
 
 
 class HybridDescriber:
@@ -51,8 +51,9 @@ class HybridDescriber:
     ) -> None:
         self.engine = engine
         self.names = list(dict.fromkeys(names))
+        self._known = frozenset(self.names)
         self.stretches = engine.stretches_of(self.names)
-        self.width = len(self.names) if len(self.names) <= _ALL_OF else num_candidates
+        self.width = len(self.names) if len(self.names) <= ALL_OF else num_candidates
         self.near = near
         self.rank_by = rank_by
         self.prompts = [engine.processor.prompt(question) for question in questions] or [engine.prompt]
@@ -91,7 +92,8 @@ class HybridDescriber:
                 for own in found.names()
             ]
         else:
-            names = likeliest_names(self.engine, self.stretches.trie, rows, logits_NV, self.width)
+            embed = self.engine.model.get_input_embeddings()
+            names = likeliest_names(self.stretches.trie, rows, logits_NV, self.width, embed)
         return [{self.names[number]: logprob for number, logprob in own} for own in names]
 
     def _scored(
@@ -99,14 +101,8 @@ class HybridDescriber:
     ) -> list[dict[str, float]]:
         """Return, for each region, the mean over the wordings of the log-probability of every name that any of them found or the text is near to."""
         wanted = [list(dict.fromkeys(name for one in own for name in one)) for own in zip(*found, strict=True)]
-        if self.near is not None:
-            all_names = set(self.names)
-            texts = list(dict.fromkeys(answer.text for answer in said if answer.text not in all_names))
-            near = dict(zip(texts, self.near(texts), strict=True)) if texts else {}
-            for answer, own in zip(said, wanted, strict=True):
-                own += [
-                    name for name in dict.fromkeys(near.get(answer.text, ())) if name in all_names and name not in own
-                ]
+        for near, own in zip(near_names(self.near, said, self._known), wanted, strict=True):
+            own += [name for name in near if name not in own]
         for prompt, known_R in zip(self.prompts, found, strict=True):
             missing = [[name for name in own if name not in known] for own, known in zip(wanted, known_R, strict=True)]
             scores = sum(self.engine.score_encoded(encoded, by_image(encoded, missing), prompt), [])
@@ -120,11 +116,7 @@ class HybridDescriber:
     def _ranked(self, encoded: Encoded, likely: Sequence[dict[str, float]]) -> list[tuple[LikelyName, ...]]:
         if self.rank_by == "prior":
             self._learn_priors(encoded, list(dict.fromkeys(name for own in likely for name in own)))
-        ranked = []
-        for own in likely:
-            names = [LikelyName(name=name, logprob=value, rank=self._rank(name, value)) for name, value in own.items()]
-            ranked.append(tuple(sorted(names, key=lambda one: (-one.rank, one.name))))
-        return ranked
+        return [ranked(own, self._rank) for own in likely]
 
     def _rank(self, name: str, logprob: float) -> float:
         if self.rank_by == "per_token":
@@ -146,21 +138,35 @@ class HybridDescriber:
                 self._prior[name] = sum(scores) / len(scores)
 
 
+def near_names(
+    near: Callable[[Sequence[str]], list[list[str]]] | None, said: Sequence[Decoded], names: Set[str]
+) -> list[list[str]]:
+    """Return, for each text, the names that it is near to, each once; none for a text that is a name itself."""
+    texts = [] if near is None else list(dict.fromkeys(answer.text for answer in said if answer.text not in names))
+    found = dict(zip(texts, near(texts), strict=True)) if near is not None and texts else {}
+    return [[name for name in dict.fromkeys(found.get(answer.text, ())) if name in names] for answer in said]
+
+
+def ranked(likely: Mapping[str, float], rank: Callable[[str, float], float]) -> tuple[LikelyName, ...]:
+    """Return names with their log-probabilities, best rank first, of equals in the order of the alphabet. rank: of a name and its log-probability."""
+    names = [LikelyName(name=name, logprob=value, rank=rank(name, value)) for name, value in likely.items()]
+    return tuple(sorted(names, key=lambda one: (-one.rank, one.name)))
+
+
 def likeliest_names(
-    engine: Engine, trie: Trie, rows: Rows, logits_NV: Tensor, width: int
+    trie: Trie, rows: Rows, logits_NV: Tensor, width: int, embed: Callable[[Tensor], Tensor]
 ) -> list[list[tuple[int, float]]]:
     """Return, for each of some rows, (number of a name in the trie, its natural-log probability as the whole answer), best first.
 
     A beam of `width` beginnings of names; as wide as the trie has names, it finds all of them. The rows stay as they are.
-    logits_NV: of the first token.
+    logits_NV: of the first token. embed: what makes of token ids (R, 1) what the rows are fed with.
     """
-    num = logits_NV.shape[0]
-    node_R = torch.full((num,), ROOT, device=engine.device)
-    score_NW = torch.zeros((num, 1), device=engine.device)
-    first_row_N1 = torch.arange(num, device=engine.device)[:, None]
+    num, device = logits_NV.shape[0], logits_NV.device
+    node_R = torch.full((num,), ROOT, device=device)
+    score_NW = torch.zeros((num, 1), device=device)
+    first_row_N1 = torch.arange(num, device=device)[:, None]
     logits_RV = logits_NV
     beams = rows.fork(torch.arange(num))
-    embed = engine.model.get_input_embeddings()
     for depth in range(trie.longest):
         logprob_RC, token_RC, child_RC = trie.go_on(logits_RV.float().log_softmax(-1), node_R)
         num_ways = logprob_RC.shape[1]

@@ -6,8 +6,10 @@ Selective Search (IJCV 2013), and Arbelaez et al., MCG (CVPR 2014). This leaves 
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from heapq import heapify, heappop, heappush
+from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -38,25 +40,37 @@ class Patches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Node:
-    """A region of a hierarchy. patches: bit n is set for patch n. outer, inner: mean gradient on its border and on the borders inside it.
+class Nodes:
+    """The regions of hierarchies. patches: of each, one int, whose bit n is set for patch n; the rest float64 or int64 (M,), boxes_M4 (M, 4).
 
-    perimeter_px: of its border with other regions; edge_px: with the picture's own edge. born, dies: how different the parts were that it was
-    joined from, and it and the neighbour that it was joined with. contrast: mean colour distance to its neighbours; spread: of its pixels
-    from their mean, root mean square. box_xyxy: in the small picture.
+    outer_M, inner_M: mean gradient on a region's border and on the borders inside it. perimeters_M: pixels of its border with other regions; edges_M:
+    on the picture's own edge. born_M, dies_M: how different the parts were that it was joined from, and it and the neighbour that it was joined
+    with. contrasts_M: mean colour distance to its neighbours; spreads_M: of its pixels from their mean, root mean square. boxes_M4: left, top, right,
+    bottom in the small picture, the last two exclusive.
     """
 
-    patches: int
-    size_px: int
-    outer: float
-    inner: float
-    perimeter_px: float
-    edge_px: int
-    born: float
-    dies: float
-    contrast: float
-    spread: float
-    box_xyxy: tuple[int, int, int, int]
+    patches: list[int]
+    sizes_M: npt.NDArray[np.int64]
+    outer_M: npt.NDArray[np.float64]
+    inner_M: npt.NDArray[np.float64]
+    perimeters_M: npt.NDArray[np.int64]
+    edges_M: npt.NDArray[np.int64]
+    born_M: npt.NDArray[np.float64]
+    dies_M: npt.NDArray[np.float64]
+    contrasts_M: npt.NDArray[np.float64]
+    spreads_M: npt.NDArray[np.float64]
+    boxes_M4: npt.NDArray[np.int64]
+
+
+def chosen(hierarchies: Sequence[Nodes], places: Sequence[int]) -> Nodes:
+    """Return some regions of several hierarchies as one. places: in all of them, one after the other."""
+    patches = [one for nodes in hierarchies for one in nodes.patches]
+    arrays = {
+        field.name: np.concatenate([getattr(nodes, field.name) for nodes in hierarchies])[places]
+        for field in fields(Nodes)
+        if field.name != "patches"
+    }
+    return Nodes(patches=[patches[place] for place in places], **arrays)
 
 
 def colours(pixels_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -113,137 +127,198 @@ def find_patches(colours_HW3: npt.NDArray[np.float64], sigma_px: float, spacing_
 
 def _numbered(labels_HW: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Return the labels with numbers from 0 on, none of them left out."""
-    _, flat = np.unique(labels_HW, return_inverse=True)
-    return flat.reshape(labels_HW.shape).astype(np.int32)
+    is_there = np.bincount(labels_HW.ravel()) > 0
+    numbers: npt.NDArray[np.int32] = (np.cumsum(is_there) - 1).astype(np.int32)
+    return numbers[labels_HW]
 
 
 def _sharpened(labels_HW: npt.NDArray[np.int32], colours_HW3: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
     """Return the patches with each pixel on a border given to the neighbour whose colour is nearest: a blurred gradient moves borders by a pixel or two."""
     labels = labels_HW
+    height, width = labels.shape
+    planes_3P = [np.ascontiguousarray(colours_HW3[..., part]).ravel() for part in range(3)]
     for _ in range(_SHARPENED_TIMES):
         flat = labels.ravel()
         sizes = np.maximum(np.bincount(flat), 1)
-        means = np.stack([np.bincount(flat, colours_HW3[..., part].ravel()) / sizes for part in range(3)], axis=-1)
-        padded = np.pad(labels, 1, mode="edge")
-        around = (labels, padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        on_border = np.any([one != labels for one in around[1:]], axis=0)
-        choices = np.stack([one[on_border] for one in around])
-        far = ((means[choices] - colours_HW3[on_border]) ** 2).sum(axis=-1)
-        labels = labels.copy()
-        labels[on_border] = choices[far.argmin(axis=0), np.arange(choices.shape[1])]
+        means_3N = [np.bincount(flat, plane) / sizes for plane in planes_3P]
+        beside, below = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+        on_border = np.zeros(labels.shape, dtype=np.bool_)
+        for part, differs in (
+            (on_border[:, 1:], beside),
+            (on_border[:, :-1], beside),
+            (on_border[1:], below),
+            (on_border[:-1], below),
+        ):
+            part |= differs
+        places_K = np.flatnonzero(on_border)
+        own_3K = [plane[places_K] for plane in planes_3P]
+        rows_K, columns_K = places_K // width, places_K % width
+        best_K = flat[places_K]
+        least_K = _squared(means_3N, best_K, own_3K)
+        # Of equally near ones the first stays: itself, then above, below, left and right.
+        for row_K, column_K in (
+            (np.maximum(rows_K - 1, 0), columns_K),
+            (np.minimum(rows_K + 1, height - 1), columns_K),
+            (rows_K, np.maximum(columns_K - 1, 0)),
+            (rows_K, np.minimum(columns_K + 1, width - 1)),
+        ):
+            other_K = flat[row_K * width + column_K]
+            far_K = _squared(means_3N, other_K, own_3K)
+            is_nearer = far_K < least_K
+            best_K = np.where(is_nearer, other_K, best_K)
+            least_K = np.minimum(far_K, least_K)
+        flat = flat.copy()
+        flat[places_K] = best_K
+        labels = flat.reshape(height, width)
     return _numbered(labels)
 
 
-def join(patches: Patches, by: str) -> list[Node]:
+def _squared(
+    means_3N: list[npt.NDArray[np.float64]], labels_K: npt.NDArray[np.int32], own_3K: list[npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """Return the squared distance of each pixel's colour to the mean of a patch."""
+    parts = [mean_N[labels_K] - own_K for mean_N, own_K in zip(means_3N, own_3K, strict=True)]
+    squared_K: npt.NDArray[np.float64] = parts[0] * parts[0] + parts[1] * parts[1] + parts[2] * parts[2]
+    return squared_K
+
+
+def join(patches: Patches, by: str) -> Nodes:
     """Return every region of one hierarchy. by: "edge", the mean gradient between two; "colour", Ward's: the growth of the variance; "both".
 
-    Two equal differences are settled by the regions' numbers, so the same picture always gives the same.
+    Two equal differences are settled by the regions' numbers, so the same picture always gives the same. Written flat: this is most of a
+    proposer's time, and a call for each pair of neighbours would be half of that.
     """
     count = len(patches.sizes_N)
-    sizes = [int(size) for size in patches.sizes_N]
-    means = [tuple(row) for row in patches.means_N3.tolist()]
-    boxes, squares, edges = patches.boxes_N4.tolist(), patches.squares_N.tolist(), patches.edges_N.tolist()
+    by_edge, by_both = by == "edge", by == "both"
+    sizes: list[int] = patches.sizes_N.tolist()
+    reds, greens, blues = (part.tolist() for part in patches.means_N3.T)
     bits = [1 << n for n in range(count)]
+    # Small regions go first, or specks outlive everything.
+    roots = [sqrt(sqrt(size)) for size in sizes]
+    parts: list[tuple[int, int]] = []
     born, dies = [0.0] * count, [0.0] * count
     inner_length, inner_strength = [0] * count, [0.0] * count
     borders: list[dict[int, tuple[int, float]]] = [{} for _ in range(count)]
+    heap: list[tuple[float, int, int]] = []
     for (one, other), length, strength in zip(
         patches.pairs_E2.tolist(), patches.lengths_E.tolist(), patches.strengths_E.tolist(), strict=True
     ):
         borders[one][other] = borders[other][one] = (length, strength)
-    outer = [_sums(border) for border in borders]
-    contrasts = [_contrast(means[n], borders[n], means) for n in range(count)]
-    alive = [True] * count
-
-    def difference(one: int, other: int) -> float:
-        length, strength = borders[one][other]
-        edge = strength / length
-        if by == "edge":
-            # Small regions go first, or specks outlive everything.
-            return edge * min(sizes[one], sizes[other]) ** 0.25
-        ward = (_squared(means[one], means[other]) * sizes[one] * sizes[other] / (sizes[one] + sizes[other])) ** 0.5
-        return ward if by == "colour" else ward * (edge + 1.0)
-
-    heap = [
-        (difference(one, other), one, other) for one in range(count) for other in sorted(borders[one]) if one < other
-    ]
-    heapq.heapify(heap)
+        difference = strength / length
+        if by_edge:
+            difference *= min(roots[one], roots[other])
+        else:
+            red, green, blue = reds[one] - reds[other], greens[one] - greens[other], blues[one] - blues[other]
+            squared = red * red + green * green + blue * blue
+            ward = sqrt(squared * sizes[one] * sizes[other] / (sizes[one] + sizes[other]))
+            difference = ward * (difference + 1.0) if by_both else ward
+        heap.append((difference, one, other))
+    lengths, strengths, contrasts = [], [], []
+    for n, border in enumerate(borders):
+        all_length, all_strength, far = 0, 0.0, 0.0
+        for other, (length, strength) in border.items():
+            red, green, blue = reds[n] - reds[other], greens[n] - greens[other], blues[n] - blues[other]
+            far += length * sqrt(red * red + green * green + blue * blue)
+            all_length += length
+            all_strength += strength
+        lengths.append(all_length)
+        strengths.append(all_strength)
+        contrasts.append(far / max(all_length, 1))
+    alive = bytearray(b"\1" * count)
+    heapify(heap)
     height = 0.0
     while heap:
-        apart, one, other = heapq.heappop(heap)
+        apart, one, other = heappop(heap)
         if not (alive[one] and alive[other]):
             continue
         height = max(height, apart)
         new = len(sizes)
-        total = sizes[one] + sizes[other]
-        means.append(
-            tuple((a * sizes[one] + b * sizes[other]) / total for a, b in zip(means[one], means[other], strict=True))
-        )
-        sizes.append(total)
-        left, top, right, bottom = boxes[one]
-        left2, top2, right2, bottom2 = boxes[other]
-        boxes.append([min(left, left2), min(top, top2), max(right, right2), max(bottom, bottom2)])
-        squares.append(squares[one] + squares[other])
-        edges.append(edges[one] + edges[other])
-        bits.append(bits[one] | bits[other])
-        length, strength = borders[one].pop(other)
-        borders[other].pop(one)
+        first, second = sizes[one], sizes[other]
+        size = first + second
+        new_red = (reds[one] * first + reds[other] * second) / size
+        new_green = (greens[one] * first + greens[other] * second) / size
+        new_blue = (blues[one] * first + blues[other] * second) / size
+        root = sqrt(sqrt(size))
+        alive[one] = alive[other] = 0
+        border, more = borders[one], borders[other]
+        borders[one] = borders[other] = {}
+        length, strength = border.pop(other)
+        del more[one]
         inner_length.append(inner_length[one] + inner_length[other] + length)
         inner_strength.append(inner_strength[one] + inner_strength[other] + strength)
+        for third, shared in more.items():
+            before = border.get(third)
+            border[third] = shared if before is None else (before[0] + shared[0], before[1] + shared[1])
+        all_length, all_strength, far = 0, 0.0, 0.0
+        for third, shared in border.items():
+            theirs = borders[third]
+            theirs.pop(one, None)
+            theirs.pop(other, None)
+            theirs[new] = shared
+            length, strength = shared
+            red, green, blue = new_red - reds[third], new_green - greens[third], new_blue - blues[third]
+            squared = red * red + green * green + blue * blue
+            far += length * sqrt(squared)
+            all_length += length
+            all_strength += strength
+            difference = strength / length
+            if by_edge:
+                smaller = roots[third]
+                difference *= smaller if smaller < root else root
+            else:
+                ward = sqrt(squared * size * sizes[third] / (size + sizes[third]))
+                difference = ward * (difference + 1.0) if by_both else ward
+            heappush(heap, (difference, third, new))
+        parts.append((one, other))
+        sizes.append(size)
+        reds.append(new_red)
+        greens.append(new_green)
+        blues.append(new_blue)
+        roots.append(root)
+        bits.append(bits[one] | bits[other])
         born.append(height)
         dies[one] = dies[other] = height
         dies.append(0.0)
-        alive[one] = alive[other] = False
-        alive.append(True)
-        border = dict(borders[one])
-        for third, (more, stronger) in borders[other].items():
-            before = border.get(third, (0, 0.0))
-            border[third] = (before[0] + more, before[1] + stronger)
+        alive.append(1)
         borders.append(border)
-        for third, shared in border.items():
-            borders[third].pop(one, None)
-            borders[third].pop(other, None)
-            borders[third][new] = shared
-        borders[one], borders[other] = {}, {}
-        outer.append(_sums(border))
-        contrasts.append(_contrast(means[new], border, means))
-        for third in border:
-            heapq.heappush(heap, (difference(new, third), third, new))
-    return [
-        Node(
-            patches=bits[n],
-            size_px=sizes[n],
-            outer=outer[n][1] / max(outer[n][0], 1),
-            inner=inner_strength[n] / max(inner_length[n], 1),
-            perimeter_px=float(outer[n][0]),
-            edge_px=edges[n],
-            born=born[n],
-            dies=dies[n],
-            contrast=contrasts[n],
-            spread=max(squares[n] / sizes[n] - sum(part * part for part in means[n]), 0.0) ** 0.5,
-            box_xyxy=tuple(boxes[n]),
+        lengths.append(all_length)
+        strengths.append(all_strength)
+        contrasts.append(far / max(all_length, 1))
+    sizes_M = np.asarray(sizes, dtype=np.int64)
+    boxes_M4, squares_M, edges_M = _of_parts(patches, parts)
+    means_squared_M = np.asarray(reds) ** 2 + np.asarray(greens) ** 2 + np.asarray(blues) ** 2
+    perimeters_M = np.asarray(lengths, dtype=np.int64)
+    return Nodes(
+        patches=bits,
+        sizes_M=sizes_M,
+        outer_M=np.asarray(strengths) / np.maximum(perimeters_M, 1),
+        inner_M=np.asarray(inner_strength) / np.maximum(np.asarray(inner_length), 1),
+        perimeters_M=perimeters_M,
+        edges_M=edges_M,
+        born_M=np.asarray(born),
+        dies_M=np.asarray(dies),
+        contrasts_M=np.asarray(contrasts),
+        spreads_M=np.sqrt(np.maximum(squares_M / sizes_M - means_squared_M, 0.0)),
+        boxes_M4=boxes_M4,
+    )
+
+
+def _of_parts(
+    patches: Patches, parts: list[tuple[int, int]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return what follows from the two parts of each joined region alone: boxes, sums of squared colours, pixels on the picture's edge."""
+    boxes, squares, edges = patches.boxes_N4.tolist(), patches.squares_N.tolist(), patches.edges_N.tolist()
+    for one, other in parts:
+        left, top, right, bottom = boxes[one]
+        left2, top2, right2, bottom2 = boxes[other]
+        boxes.append(
+            (
+                left if left < left2 else left2,
+                top if top < top2 else top2,
+                right if right > right2 else right2,
+                bottom if bottom > bottom2 else bottom2,
+            )
         )
-        for n in range(len(sizes))
-    ]
-
-
-def _sums(border: dict[int, tuple[int, float]]) -> tuple[int, float]:
-    length, strength = 0, 0.0
-    for pixels, gradient in border.values():
-        length += pixels
-        strength += gradient
-    return length, strength
-
-
-def _contrast(mean: tuple[float, ...], border: dict[int, tuple[int, float]], means: list[tuple[float, ...]]) -> float:
-    length, far = 0, 0.0
-    for other, (pixels, _) in border.items():
-        length += pixels
-        far += pixels * _squared(mean, means[other]) ** 0.5
-    return far / max(length, 1)
-
-
-def _squared(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Return the squared distance of two colours; written out, since it is most of the time."""
-    first, second, third = one[0] - other[0], one[1] - other[1], one[2] - other[2]
-    return first * first + second * second + third * third
+        squares.append(squares[one] + squares[other])
+        edges.append(edges[one] + edges[other])
+    return np.asarray(boxes, dtype=np.int64), np.asarray(squares), np.asarray(edges, dtype=np.int64)

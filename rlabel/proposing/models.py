@@ -21,11 +21,17 @@ _SAM = {
     "sam3_tracker": "Sam3TrackerModel",
     "sam3_video": "Sam3TrackerModel",
 }
-_QUERIED = {"grounding-dino": "GroundingDinoForObjectDetection", "owlv2": "Owlv2ForObjectDetection"}
+_SAM_TEXT = "sam3"
+_QUERIED = {
+    "grounding-dino": "GroundingDinoForObjectDetection",
+    "owlv2": "Owlv2ForObjectDetection",
+    _SAM_TEXT: "Sam3Model",
+}
 _DETECTORS = {"rt_detr": "RTDetrForObjectDetection"}
-# model_type of config.json -> class of transformers that proposes. SAM 2 and SAM 3 are published as the models of films that hold these.
+# model_type of config.json -> class of transformers that proposes. SAM 2 and SAM 3 are published as the models of films that hold these; that
+# of SAM 3 holds the one that looks for names as well.
 CLASSES: Mapping[str, str] = {**_SAM, **_QUERIED, **_DETECTORS}
-_MIN_SCORES = {"grounding-dino": 0.25, "owlv2": 0.1, "rt_detr": 0.3}
+_MIN_SCORES = {"grounding-dino": 0.25, "owlv2": 0.1, "rt_detr": 0.3, _SAM_TEXT: 0.3}
 # What the embedded proposer finds: raise it when that changes, so that a run is not gone on with by another one.
 _EMBEDDED_VERSION = 1
 
@@ -65,6 +71,8 @@ def plan_proposer(settings: ProposeSettings) -> ProposerPlan:
     # What a kind of model lacks is said before its weights are looked for or downloaded.
     small = find_model(settings.proposer, weights=False, flag="--proposer", check=check_proposes)
     kind = model_type_of(small)
+    if kind == "sam3_video" and settings.vocabulary is not None:
+        kind = _SAM_TEXT
     _check_goes_with(kind, settings)
     names, names_sha256 = _names(settings)
     prompts = None if settings.prompts is None else read_prompts(settings.prompts)
@@ -128,6 +136,10 @@ def make_proposer(plan: ProposerPlan, settings: ProposeSettings) -> Proposer:
         from rlabel.proposing.sam import SamProposer
 
         return SamProposer(model, plan, settings, device)
+    if plan.kind == _SAM_TEXT:
+        from rlabel.proposing.sam_text import SamTextProposer
+
+        return SamTextProposer(model, plan, settings, device)
     from rlabel.proposing.detectors import DetectorProposer
 
     return DetectorProposer(model, plan, settings, device)
@@ -140,7 +152,9 @@ def _check_goes_with(kind: str, settings: ProposeSettings) -> None:
             f"{given}: {kind} looks for names, got no --vocabulary. Give one, or a proposer that needs none (embedded, sam)."
         )
     if kind not in _QUERIED and settings.vocabulary is not None:
-        raise UsageError(f"--vocabulary: {kind} looks for no names. Leave it out, or give grounding-dino or owlv2.")
+        raise UsageError(
+            f"--vocabulary: {kind} looks for no names. Leave it out, or give grounding-dino, owlv2 or SAM 3."
+        )
     if kind not in _SAM and settings.prompts is not None:
         raise UsageError(f"--prompts: {kind} takes no points. Leave it out, or give a SAM with --proposer.")
 

@@ -5,9 +5,10 @@ Fitted to 112 composed pictures of drawn and photographed objects; on photograph
 
 from __future__ import annotations
 
-from math import exp, log
+import numpy as np
+import numpy.typing as npt
 
-from rlabel.proposing.hierarchy import Node
+from rlabel.proposing.hierarchy import Nodes
 
 # Measure -> weight: of the log odds that the box has an IoU of 0.7 and more with a thing's.
 _WEIGHTS = {
@@ -34,41 +35,43 @@ _WEIGHTS = {
 _BIAS = -27.414
 
 
-def measures(node: Node, votes: int, area_px: int) -> dict[str, float]:
-    """Return what is measured of a region. votes: hierarchies that it is in; area_px: of the small picture."""
-    left, top, right, bottom = node.box_xyxy
-    width, height = right - left, bottom - top
-    share = log(node.size_px / area_px)
-    fill = node.size_px / (width * height)
-    outline = log((node.perimeter_px + node.edge_px) / node.size_px**0.5)
-    edge = node.edge_px / (node.edge_px + node.perimeter_px + 1.0)
-    outer, inner = log(node.outer + 1.0), log(node.inner + 1.0)
-    born, dies = log(node.born + 1.0), log(node.dies + 1.0)
+def measures(nodes: Nodes, votes_M: npt.NDArray[np.int64], area_px: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return what is measured of each region, (M,) by name. votes_M: hierarchies that it is in; area_px: of the small picture."""
+    left_M, top_M, right_M, bottom_M = nodes.boxes_M4.T
+    width_M, height_M = right_M - left_M, bottom_M - top_M
+    share_M = np.log(nodes.sizes_M / area_px)
+    fill_M = nodes.sizes_M / (width_M * height_M)
+    outline_M = np.log((nodes.perimeters_M + nodes.edges_M) / np.sqrt(nodes.sizes_M))
+    edge_M = nodes.edges_M / (nodes.edges_M + nodes.perimeters_M + 1.0)
+    outer_M, inner_M = np.log(nodes.outer_M + 1.0), np.log(nodes.inner_M + 1.0)
+    born_M, dies_M = np.log(nodes.born_M + 1.0), np.log(nodes.dies_M + 1.0)
     return {
-        "outer": outer,
-        "inner": inner,
-        "sharpness": outer - inner,
-        "contrast": log(node.contrast + 1.0),
-        "spread": log(node.spread + 1.0),
-        "born": born,
-        "dies": dies,
-        "lasting": dies - born,
-        "share": share,
-        "share_squared": share * share / 10.0,
-        "fill": fill,
-        "fill_squared": fill * fill,
-        "outline": outline,
-        "outline_squared": outline * outline,
-        "edge": edge,
-        "edge_root": edge**0.5,
-        "votes": float(votes - 1),
-        "stretch": abs(log(width / height)),
-        "patches": log(node.patches.bit_count()),
+        "outer": outer_M,
+        "inner": inner_M,
+        "sharpness": outer_M - inner_M,
+        "contrast": np.log(nodes.contrasts_M + 1.0),
+        "spread": np.log(nodes.spreads_M + 1.0),
+        "born": born_M,
+        "dies": dies_M,
+        "lasting": dies_M - born_M,
+        "share": share_M,
+        "share_squared": share_M * share_M / 10.0,
+        "fill": fill_M,
+        "fill_squared": fill_M * fill_M,
+        "outline": outline_M,
+        "outline_squared": outline_M * outline_M,
+        "edge": edge_M,
+        "edge_root": np.sqrt(edge_M),
+        "votes": votes_M - 1.0,
+        "stretch": np.abs(np.log(width_M / height_M)),
+        "patches": np.log(np.asarray([one.bit_count() for one in nodes.patches], dtype=np.float64)),
     }
 
 
-def likeness(node: Node, votes: int, area_px: int) -> float:
-    """Return how sure it is that a region is a thing, in (0, 1)."""
-    found = measures(node, votes, area_px)
-    total = _BIAS + sum(_WEIGHTS[name] * value for name, value in found.items())
-    return 1.0 / (1.0 + exp(min(-total, 700.0)))
+def likeness(nodes: Nodes, votes_M: npt.NDArray[np.int64], area_px: int) -> npt.NDArray[np.float64]:
+    """Return how sure it is that each region is a thing: (M,), in (0, 1)."""
+    total_M = np.full(len(nodes.patches), _BIAS)
+    for name, values_M in measures(nodes, votes_M, area_px).items():
+        total_M += _WEIGHTS[name] * values_M
+    likeness_M: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(np.minimum(-total_M, 700.0)))
+    return likeness_M

@@ -26,17 +26,19 @@ from rlabel.proposing.found import Found, mask_found
 from rlabel.proposing.models import ProposerPlan
 from rlabel.proposing.prompts import Prompt, prompts_of
 from rlabel.proposing.settings import ProposeSettings
-from rlabel.records import ImageRecord
+from rlabel.records import ImageRecord, JsonValue
 
 # Masks of full size that are held at once, in pixels of float32.
-_MOST_PIXELS = 32_000_000
+MOST_PIXELS = 32_000_000
 # Of the logits: a mask is stable if it hardly differs at a threshold so much higher and lower (the reference's stability_score_offset).
 _OFFSET = 1.0
 _OVERLAP = (
     512 / 1500
 )  # of neighbouring crops, share of the picture's shorter side in layer 0 (the reference's crop_overlap_ratio)
 _EDGE_PX = 20  # a box so near to a crop's edge, and not to the picture's, is cut off by it
+# Where the folder does not say: of the first two, ImageNet's; of SAM 3, one half (as transformers' own processors).
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class SamProposer:
         # The first SAM keeps a picture's proportions and pads it; the later ones stretch it to a square.
         self.is_padded = plan.kind == "sam"
         self.side_px = int(model.config.vision_config.image_size if self.is_padded else _side(model))
-        self.mean, self.std = _normalisation(Path(str(plan.folder)))
+        self.mean, self.std = normalisation(Path(str(plan.folder)), plan.kind)
 
     @torch.inference_mode()
     def propose(self, picture_HWC: PixelsHWC, record: ImageRecord) -> list[Found]:
@@ -114,12 +116,8 @@ class SamProposer:
         if self.is_padded:
             scale = self.side_px / max(height, width)
             new_h, new_w = int(height * scale + 0.5), int(width * scale + 0.5)
-        small = Image.fromarray(picture_HWC).resize((max(new_w, 1), max(new_h, 1)), Image.Resampling.BILINEAR)
-        values = (np.asarray(small, dtype=np.float32) / 255.0 - self.mean) / self.std
-        square = np.zeros((self.side_px, self.side_px, 3), dtype=np.float32)
-        square[: values.shape[0], : values.shape[1]] = values
-        pixels = torch.from_numpy(square).permute(2, 0, 1)[None].to(self.device, self.dtype)
-        return pixels, new_w / width, new_h / height
+        pixels = prepared(picture_HWC, self.side_px, new_h, new_w, self.mean, self.std)
+        return pixels.to(self.device, self.dtype), new_w / width, new_h / height
 
     def _seen(self, picture_HWC: PixelsHWC) -> tuple[Any, float, float]:
         pixels, scale_x, scale_y = self.prepared(picture_HWC)
@@ -155,7 +153,7 @@ class SamProposer:
     ) -> list[Found]:
         """Return the stable ones of some masks of a view, drawn in the picture."""
         found = []
-        at_once = max(1, _MOST_PIXELS // (crop_size[0] * crop_size[1]))
+        at_once = max(1, MOST_PIXELS // (crop_size[0] * crop_size[1]))
         for start in range(0, len(logits_Nhw), at_once):
             full_NHW = self.enlarged(logits_Nhw[start : start + at_once], *crop_size)
             stable_N = stability(full_NHW)
@@ -231,19 +229,32 @@ def _side(model: Any) -> int:
     return int(side[0] if isinstance(side, list | tuple) else side)
 
 
-def _normalisation(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return mean and standard deviation of the channels: those of preprocessor_config.json, or SAM's own where there is none."""
-    path = folder / "preprocessor_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        config = {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected JSON, got: {str(error)[:200]}. Copy or download the folder again."
-        ) from error
+def prepared(
+    picture_HWC: PixelsHWC,
+    side_px: int,
+    new_height_px: int,
+    new_width_px: int,
+    mean: npt.NDArray[np.float32],
+    std: npt.NDArray[np.float32],
+) -> torch.Tensor:
+    """Return a picture at another size, its channels normalised, in the upper left of a square of zeros: float32 (1, 3, side, side)."""
+    size = (max(new_width_px, 1), max(new_height_px, 1))
+    small = Image.fromarray(picture_HWC).resize(size, Image.Resampling.BILINEAR)
+    values = (np.asarray(small, dtype=np.float32) / 255.0 - mean) / std
+    square = np.zeros((side_px, side_px, 3), dtype=np.float32)
+    square[: values.shape[0], : values.shape[1]] = values
+    return torch.from_numpy(square).permute(2, 0, 1)[None]
+
+
+def normalisation(folder: Path, kind: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return mean and standard deviation of the channels: those of the folder's processor, or the kind's own where it has none.
+
+    Raises InputError for a file that says something else.
+    """
+    mean, std = (_HALF, _HALF) if kind.startswith("sam3") else (_MEAN, _STD)
+    path, config = _processor_config(folder)
     values = []
-    for name, default in (("image_mean", _MEAN), ("image_std", _STD)):
+    for name, default in (("image_mean", mean), ("image_std", std)):
         got = config.get(name, default) if isinstance(config, dict) else None
         numbers = [n for n in got if isinstance(n, int | float)] if isinstance(got, list | tuple) else []
         if len(numbers) != 3 or (name == "image_std" and not all(n > 0 for n in numbers)):
@@ -252,3 +263,21 @@ def _normalisation(folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
             )
         values.append(np.asarray(numbers, dtype=np.float32))
     return values[0], values[1]
+
+
+def _processor_config(folder: Path) -> tuple[Path, JsonValue]:
+    """Return what is known of the image processor, and the file that says it: of its own, or in that of the whole processor, as transformers 5 saves it."""
+    own = folder / "preprocessor_config.json"
+    for path in (own, folder / "processor_config.json"):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}: expected JSON, got: {str(error)[:200]}. Copy or download the folder again."
+            ) from error
+        if path == own:
+            return path, config
+        return path, config.get("image_processor", {}) if isinstance(config, dict) else None
+    return own, {}

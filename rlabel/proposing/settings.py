@@ -6,16 +6,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from rlabel.config import Dtype, Gpus
+from rlabel.config import Dtype
 from rlabel.errors import UsageError
+from rlabel.pool_settings import PoolSettings
 from rlabel.proposing.found import Keeping
 from rlabel.records import JsonObject
-from rlabel.settings_files import SettingsRecord
 
 EMBEDDED = "embedded"
 
 
-class ProposeSettings(SettingsRecord):
+class ProposeSettings(PoolSettings):
     """Settings of `rlabel propose`. Paths may be any fsspec URL."""
 
     schema_name: ClassVar[str] = "propose-settings"
@@ -27,10 +27,15 @@ class ProposeSettings(SettingsRecord):
     )
     proposer: str = Field(
         EMBEDDED,
-        description="embedded, which needs no model, or a folder or hub id of SAM, SAM 2, SAM 3's tracker, Grounding DINO, OWLv2 or RT-DETR",
+        description="embedded, which needs no model and no GPU, or a folder or hub id of SAM, SAM 2, SAM 3, Grounding DINO, OWLv2 or RT-DETR",
     )
-    vocabulary: str | None = Field(None, description="names to look for: of Grounding DINO and OWLv2, which need them")
-    names_per_query: int = Field(20, ge=1, le=512, description="of --vocabulary: names that are looked for at once")
+    vocabulary: str | None = Field(
+        None,
+        description="names to look for: of Grounding DINO and OWLv2, which need them; SAM 3 finds masks of them instead of all that it can",
+    )
+    names_per_query: int = Field(
+        20, ge=1, le=512, description="of --vocabulary: names that are looked for at once; SAM 3 takes at most 8"
+    )
     prompts: str | None = Field(
         None, description="of SAM: JSON list of {image_id or file_name, points, labels, scribbles, boxes}; a mask each"
     )
@@ -54,35 +59,7 @@ class ProposeSettings(SettingsRecord):
 
     limit: int | None = Field(None, ge=0, description="only the first N pictures")
     dtype: Dtype = "float32"
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
-        description="auto: the GPU that Ray gave the actor, else the CPU",
-    )
     images_per_shard: int = Field(16, ge=1, le=4096)
-    num_actors: int = Field(0, ge=0, description="0: one a GPU of the cluster, or up to 4 on the CPUs of each node")
-    gpus_per_actor: Gpus = Field(-1.0, description="-1: 1 where the cluster has GPUs, else 0; embedded takes none")
-    cpus_per_actor: int = Field(1, ge=1)
-    address: str | None = Field(
-        None, description="Ray cluster; a private local Ray if left out and RAY_ADDRESS is unset"
-    )
-    no_ray: bool = Field(False, description="work in this process")
-    max_attempts: int = Field(3, ge=1, le=20)
-    shard_timeout_s: float = Field(3600.0, gt=0)
-    wait_for_actors_s: float = Field(600.0, gt=0)
-    max_failure_rate: float = Field(
-        0.5, ge=0, le=1, description="a larger share of failed pictures ends with exit code 3"
-    )
-    max_pixels: int = Field(
-        100_000_000, ge=1, le=178_956_970, description="a picture of more, by its header, is not decoded"
-    )
-    max_file_bytes: int = Field(2**28, ge=1, description="a picture's file of more is not read")
-    isolate_decoders: bool = Field(
-        True,
-        description="decode pictures in a process of their own: one that crashes its decoder costs that picture alone",
-    )
-    heartbeat_s: float = Field(10.0, gt=0)
-    driver_expiry_s: float = Field(60.0, ge=1, le=3600)
 
     def check(self) -> None:
         """Raise UsageError for settings that do not go together."""

@@ -23,10 +23,14 @@ from rlabel.regiongpt.auto import register
 from rlabel.regiongpt.configuration import RegionGPTConfig
 from rlabel.regiongpt.modeling import NEVER_QUANTIZED, RegionGPTForConditionalGeneration
 from rlabel.regiongpt.sizes import check_outline, check_sizes
+from rlabel.regiongpt.weights import check_loaded, check_not_quantized, check_safetensors, first_line
+
+log = logging.getLogger(__name__)
 
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The files of a model folder that decide what it answers. generation_config.json is not one: the engine is greedy and stops by the tokenizer.
@@ -48,7 +52,7 @@ class Precision:
     dtype: of every weight that is not quantized, and of the arithmetic around them.
     compute_dtype: in which nf4 layers multiply (on CPUs with bf16 instructions bitsandbytes takes bfloat16 regardless); None: as dtype.
     int8 layers always multiply in int8 with float16 outliers. double_quantization: nf4's scales are quantized too.
-    attention: of the language model, by transformers' names; auto: what transformers takes. compile: see `compile_layers`.
+    attention: of the language model, by transformers' names; auto: what transformers takes. compile, compile_mode: see `compile_layers`.
     """
 
     quantization: Quantization = "none"
@@ -57,6 +61,7 @@ class Precision:
     compute_dtype: Dtype | None = None
     attention: Attention = "auto"
     compile: bool = False
+    compile_mode: CompileMode = "default"
 
 
 def load_model(
@@ -96,17 +101,11 @@ def load_model(
         if isinstance(error, torch.OutOfMemoryError | MemoryError | InputError):
             raise
         raise InputError(
-            f"--model {path_or_id}: expected whole safetensors that fit its config.json, got {type(error).__name__}: {_first_line(error)}. "
+            f"--model {path_or_id}: expected whole safetensors that fit its config.json, got {type(error).__name__}: {first_line(error)}. "
             "Copy or download the folder again, or make it anew."
         ) from error
     model, report = loaded
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:
-        # transformers would only warn, and fill them with random numbers.
-        raise InputError(
-            f"--model {path_or_id}: its safetensors lack {len(missing)} of the weights that config.json asks for, {missing[0]} first. "
-            "Copy or download the folder again, or make it anew."
-        )
+    check_loaded(report, f"--model {path_or_id}", "Copy or download the folder again, or make it anew.")
     if precision.quantization == "none":
         model = model.to(device)
     # Convolutions on CPUs are an order of magnitude faster so; on GPUs they are not slower.
@@ -115,7 +114,7 @@ def load_model(
     _set_attention(model, precision)
     model.eval()
     if precision.compile:
-        compile_layers(model)
+        compile_layers(model, precision.compile_mode)
     return model
 
 
@@ -179,15 +178,16 @@ def _set_attention(model: RegionGPTForConditionalGeneration, precision: Precisio
         model.language_model.set_attn_implementation(name)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"--attention {name}: not available for this language model here: {_first_line(error)}. Use --attention sdpa, or leave it out."
+            f"--attention {name}: not available for this language model here: {first_line(error)}. Use --attention sdpa, or leave it out."
         ) from error
 
 
-def compile_layers(model: RegionGPTForConditionalGeneration) -> None:
+def compile_layers(model: RegionGPTForConditionalGeneration, mode: CompileMode = "default") -> None:
     """Let torch.compile fuse what surrounds the attention of the language model's layers: norms and the feed-forward part. Greedy texts stay, bits may not.
 
     The attention itself is left as it is, since the rows that share a prefix change from batch to batch. Compiled once for all layers and all lengths,
-    which takes up to a minute; it happens here, not in the first batch.
+    which takes up to a minute; it happens here, not in the first batch. mode: torch's; with "reduce-overhead" torch records CUDA graphs of the parts and
+    replays them, a graph for each number of tokens that it meets; on CPUs there are none, and the mode is as "default".
 
     Raises InputError where it cannot be compiled: no C++ compiler (CPU) or no Triton (GPU).
     """
@@ -196,19 +196,22 @@ def compile_layers(model: RegionGPTForConditionalGeneration) -> None:
         raise InputError(
             f"--compile: the language model ({model.config.text_config.model_type}) has no list of layers that rlabel knows. Leave it out."
         )
+    embed = model.get_input_embeddings()
+    device: torch.device = embed.weight.device  # type: ignore[assignment]
+    if mode == "reduce-overhead" and device.type != "cuda":
+        log.warning("--compile-mode %s: CUDA graphs are of GPUs; on this %s it is as default", mode, device.type)
     for layer in layers:
         for part in layer.children():
             if not type(part).__name__.endswith("Attention"):
-                part.compile(dynamic=True)
-    embed = model.get_input_embeddings()
+                part.compile(dynamic=True, mode=mode)
     try:
         with torch.inference_mode():
             for length in (3, 5):
-                ids = torch.zeros(1, length, dtype=torch.long, device=embed.weight.device)  # type: ignore[arg-type]
+                ids = torch.zeros(1, length, dtype=torch.long, device=device)
                 model.language_model(inputs_embeds=embed(ids), logits_to_keep=1)
     except Exception as error:  # torch's compiler has dozens of kinds
         raise InputError(
-            f"--compile: torch.compile does not work here: {type(error).__name__}: {_first_line(error)}. "
+            f"--compile: torch.compile does not work here: {type(error).__name__}: {first_line(error)}. "
             "Install a C++ compiler (g++; on a GPU Triton), or leave it out."
         ) from error
 
@@ -224,32 +227,26 @@ def resolve_model(path_or_id: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"--model {path_or_id}: expected {_MADE_BY}, got a file. Name the folder it lies in.")
     _check_config(folder, str(path_or_id))
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        got = (
-            f"only {pickled[0]}, a pickle, which is never opened since it may run code"
-            if pickled
-            else "no weights at all"
-        )
-        raise InputError(
-            f"--model {path_or_id}: expected model.safetensors, got {got}. Save the model as safetensors (save_pretrained does)."
-        )
+    check_safetensors(folder, f"--model {path_or_id}")
     check_sizes(folder, f"--model {path_or_id}")
     return folder
 
 
-def model_fingerprint(folder: str | Path) -> str:
+def model_fingerprint(folder: str | Path, *, with_code: bool = False) -> str:
     """Return the hex SHA-256 over names and contents of the files that decide what the model answers: config, weights, tokenizer, processor.
+
+    with_code: Python files too, where they are run.
 
     Raises InputError when the folder holds none or one cannot be read.
     """
     root = Path(folder)
     digest = hashlib.sha256()
+    deciding = (*_DECIDING_FILES, "*.py") if with_code else _DECIDING_FILES
     try:
         paths = sorted(
             path
             for path in root.iterdir()
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _DECIDING_FILES)
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in deciding)
         )
         if not paths:
             raise InputError(
@@ -289,7 +286,7 @@ def count_parameters(folder: str | Path) -> dict[str, int]:
                         counts[part] = counts.get(part, 0) + _product(file.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path}: expected whole safetensors, got: {_first_line(error)}. Copy or download the folder again."
+                f"{path}: expected whole safetensors, got: {first_line(error)}. Copy or download the folder again."
             ) from error
     return counts
 
@@ -336,7 +333,7 @@ def _check_config(folder: Path, given: str) -> None:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected JSON, got: {_first_line(error)}. Copy or download the folder again."
+            f"{path}: expected JSON, got: {first_line(error)}. Copy or download the folder again."
         ) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != RegionGPTConfig.model_type:
@@ -344,10 +341,7 @@ def _check_config(folder: Path, given: str) -> None:
             f"--model {given}: expected {_MADE_BY} (model_type {RegionGPTConfig.model_type!r} in config.json), got {kind!r}. "
             "Make a RegionGPT of it with `rlabel assemble`."
         )
-    if config.get("quantization_config"):
-        raise InputError(
-            f"--model {given}: it was saved quantized. Name the unquantized folder; --quantization quantizes it on load."
-        )
+    check_not_quantized(config, f"--model {given}")
 
 
 def _download(path_or_id: str) -> Path:
@@ -363,12 +357,6 @@ def _download(path_or_id: str) -> Path:
         raise
     except Exception as error:  # the hub's own kinds, those of the HTTP library beneath it, OSError, ValueError
         raise InputError(
-            f"--model {path_or_id}: no such folder, and no hub model of that name in the cache or within reach: {_first_line(error)}. "
+            f"--model {path_or_id}: no such folder, and no hub model of that name in the cache or within reach: {first_line(error)}. "
             "Check the name, or download it where there is a network and give the folder."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # transformers lists all the model types it knows, 11,000 characters, in one line.
-    return (line if len(line) <= 300 else f"{line[:300]} ...").rstrip(".")

@@ -43,6 +43,7 @@ _LEAST_WINDOW_PX = 96
 _TAG_FONT_PX = 16
 _TAG_PAD_PX = 4
 _MAX_TAG_CHARACTERS = 26
+_MAX_TAGS = 100  # of one picture; more would hide it
 _TAG_WEIGHT = 10  # hiding another tag is worse than hiding a part of a region
 
 
@@ -109,7 +110,7 @@ def draw_regions(
     shapes = [_shape(region, height_px, width_px, window, size) for region in regions]
     for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
         if shape is not None and not shape.is_box:
-            _outline(canvas, shape.mask_HW, color_of(region, position))
+            _outline(canvas, shape, color_of(region, position))
     picture = Image.fromarray(canvas)
     brush = ImageDraw.Draw(picture)
     for position, (region, shape) in enumerate(zip(regions, shapes, strict=True)):
@@ -171,18 +172,26 @@ def _box_or_none(value: JsonValue) -> tuple[float, float, float, float] | None:
     return (sides[0], sides[1], sides[2], sides[3]) if len(sides) == 4 else None
 
 
-def _outline(canvas_HWC: npt.NDArray[np.uint8], mask_HW: npt.NDArray[np.bool_], color: Color) -> None:
+def _outline(canvas_HWC: npt.NDArray[np.uint8], shape: _Shape, color: Color) -> None:
     """Draw the edge inside the mask in the colour and a thin light halo around it: seen on dark and light pictures."""
+    left, top, right, bottom = shape.box
+    # the box and two pixels around it: a picture may have thousands of small regions
+    near = (slice(max(0, top - 2), bottom + 2), slice(max(0, left - 2), right + 2))
+    part_HWC, mask_HW = canvas_HWC[near], shape.mask_HW[near]
     inner_HW = _shrink(_shrink(mask_HW))
     halo_HW = ~_shrink(~mask_HW) & ~mask_HW
-    canvas_HWC[halo_HW] = (0.35 * canvas_HWC[halo_HW] + 0.65 * np.array(_HALO)).astype(np.uint8)
-    canvas_HWC[mask_HW & ~inner_HW] = color
+    part_HWC[halo_HW] = (0.35 * part_HWC[halo_HW] + 0.65 * np.array(_HALO)).astype(np.uint8)
+    part_HWC[mask_HW & ~inner_HW] = color
 
 
 def _shrink(mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return the mask without the pixels that touch its outside; the picture's edge does not count as outside."""
-    padded = np.pad(mask_HW, 1, mode="edge")
-    return padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    inner_HW = mask_HW.copy()
+    inner_HW[1:] &= mask_HW[:-1]
+    inner_HW[:-1] &= mask_HW[1:]
+    inner_HW[:, 1:] &= mask_HW[:, :-1]
+    inner_HW[:, :-1] &= mask_HW[:, 1:]
+    return inner_HW
 
 
 def _draw_tags(
@@ -191,13 +200,14 @@ def _draw_tags(
     font = load_font(_TAG_FONT_PX)
     line_px = _TAG_FONT_PX + 3
     placed: list[_Rectangle] = []
-    boxes = [box for _, _, box in tagged]
+    boxes_R4 = np.array([box for _, _, box in tagged]).reshape(-1, 4)
     # small regions first: they have the fewest places where a tag still points at them
-    for region, position, box in sorted(tagged, key=lambda t: (t[2][2] - t[2][0]) * (t[2][3] - t[2][1])):
+    by_area = sorted(tagged, key=lambda t: (t[2][2] - t[2][0]) * (t[2][3] - t[2][1]))
+    for region, position, box in by_area[-_MAX_TAGS:]:
         lines = tag_lines(region)
         width = math.ceil(max(brush.textlength(line, font=font) for line in lines)) + 2 * _TAG_PAD_PX
         height = line_px * len(lines) + 2 * _TAG_PAD_PX - 3
-        spot = _best_spot(box, width, height, size, placed, boxes)
+        spot = _best_spot(box, width, height, size, placed, boxes_R4)
         placed.append(spot)
         color = color_of(region, position)
         brush.rounded_rectangle((spot[0], spot[1], spot[2] - 1, spot[3] - 1), 3, fill=color, outline=_HALO)
@@ -211,7 +221,7 @@ def _best_spot(
     height: int,
     size: tuple[int, int],
     placed: Sequence[_Rectangle],
-    boxes: Sequence[_Rectangle],
+    boxes_R4: npt.NDArray[np.int64],
 ) -> _Rectangle:
     """Return the place for a tag at a region's box that hides the least of other tags and of regions."""
     left, top, right, bottom = box
@@ -229,18 +239,19 @@ def _best_spot(
     ]
     inside = [(max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))) for x, y in corners]
     spots = [(x, y, x + width, y + height) for x, y in inside]
+    spots_S4 = np.array(spots)
+    hidden_px_S = _overlaps(spots_S4, boxes_R4)
+    if placed:
+        hidden_px_S += _TAG_WEIGHT * _overlaps(spots_S4, np.array(placed))
+    return spots[int(hidden_px_S.argmin())]
 
-    def hidden_px(spot: _Rectangle) -> int:
-        tags = sum(_overlap(spot, other) for other in placed)
-        return _TAG_WEIGHT * tags + sum(_overlap(spot, other) for other in boxes)
 
-    return min(spots, key=hidden_px)
-
-
-def _overlap(one: _Rectangle, other: _Rectangle) -> int:
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0, wide) * max(0, high)
+def _overlaps(spots_S4: npt.NDArray[np.int64], others_R4: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how many pixels of each spot lie in the others, counted for each of them."""
+    wide_SR = np.minimum(spots_S4[:, None, 2], others_R4[:, 2]) - np.maximum(spots_S4[:, None, 0], others_R4[:, 0])
+    high_SR = np.minimum(spots_S4[:, None, 3], others_R4[:, 3]) - np.maximum(spots_S4[:, None, 1], others_R4[:, 1])
+    overlaps_S: npt.NDArray[np.int64] = (wide_SR.clip(0) * high_SR.clip(0)).sum(axis=1)
+    return overlaps_S
 
 
 def _cut(text: str, num_characters: int) -> str:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rlabel.evaluation.reading import LABELS, NamedCategory, read_categories
-from rlabel.records import JsonObject, JsonValue
-from rlabel.report.items import Item, Truths, most_doubtful, read_items
+from rlabel.records import JsonValue
+from rlabel.report.items import Item, Truths, choose_doubtful, read_items
 from rlabel.report.sprites import SHEET_COLUMNS, THUMB_PX, Sheets, draw_thumbs
 from rlabel.run.directory import RunDirectory
+from rlabel.run.review import former_decisions
 from rlabel.storage import MissingFile, Store
 
 FOLDER = "report"
 META = "gallery.js"
-DEFAULT_MAX_REGIONS = 10_000
+DEFAULT_MAX_REGIONS = 100_000
+DEFAULT_MAX_THUMBS = 10_000  # 50 MB, of which a browser opens what is looked at
 _CHUNK_ROWS = 4_000
 _MAX_TEXT = 300  # characters of an answer or a reason; the files of the run have all of them
 _OUTCOMES = ("label", "abstention", "failure")
@@ -23,11 +25,16 @@ _OUTCOMES = ("label", "abstention", "failure")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """What was written. num_shown of num_regions regions, num_thumbs of them with a picture. paths: of its files, in the page's folder."""
+    """What was written. num_shown of num_regions regions, num_thumbs of them with a picture, of at most max_thumbs (None: of all).
+
+    num_decided: decisions of an earlier review that the page begins with. paths: of its files, in the page's folder.
+    """
 
     num_regions: int
     num_shown: int
     num_thumbs: int
+    max_thumbs: int | None
+    num_decided: int
     num_chunks: int
     has_truth: bool
     paths: tuple[str, ...]
@@ -39,36 +46,44 @@ def write_gallery(
     images: Store | None,
     truth_url: str | None,
     max_regions: int = DEFAULT_MAX_REGIONS,
+    max_thumbs: int | None = DEFAULT_MAX_THUMBS,
     beat: Callable[[int, int], None] | None = None,
 ) -> Gallery:
     """Write the gallery's files into OUT/report and return what is in them. The same run gives the same bytes.
 
-    images: without it there are no thumbnails. max_regions: beyond it, only the most doubtful are there.
-    beat: called with how many regions are done, and of how many, now and then.
-    Raises RunError for a damaged shard, InputError for a truth that cannot be read, StorageError when a file cannot be written.
+    images: without it there are no thumbnails. max_regions: beyond it, only the most doubtful are there. max_thumbs: beyond
+    it, only the most doubtful have a thumbnail; None draws all. beat: called with how many regions are done, and of how
+    many, now and then.
+    Raises RunError for a damaged shard, InputError for a truth or former decisions that cannot be read, StorageError when a
+    file cannot be written.
     """
     categories = read_categories(run.store, LABELS)
     truths = None if truth_url is None else Truths(truth_url, categories)
-    chosen, num_regions = most_doubtful(run, max_regions)
-    items = (item for item in read_items(run, truths) if chosen is None or item.position in chosen)
+    decided = former_decisions(run)
+    choice = choose_doubtful(run, max_regions, max_thumbs if images is not None else 0)
+    shown = choice.shown
+    items = (item for item in read_items(run, truths) if shown is None or item.position in shown)
     sheets = Sheets(out, FOLDER)
     chunks = _Chunks(out, {category.category_id: index for index, category in enumerate(categories)})
-    num_expected = num_regions if chosen is None else len(chosen)
-    for item, thumb in draw_thumbs(items, images):
+    num_expected = choice.num_regions if shown is None else len(shown)
+    for item, thumb in draw_thumbs(items, images, choice.drawn):
         chunks.add(item, None if thumb is None else sheets.add(thumb))
         if beat is not None:
             beat(chunks.num_rows, num_expected)
     sheets.close()
     chunks.close()
-    meta = _meta(run, categories, chunks, num_regions, sheets.num_thumbs, truths is not None)
+    meta = _meta(run, categories, chunks, sheets.num_thumbs)
+    meta["decided"] = [decision.to_json() for decision in decided]
     path = f"{FOLDER}/{META}"
     out.put(path, _script("rlabelMeta", meta))
     paths = (path, *chunks.written, *sheets.written)
     _remove_others(out, paths)
     return Gallery(
-        num_regions=num_regions,
+        num_regions=choice.num_regions,
         num_shown=chunks.num_rows,
         num_thumbs=sheets.num_thumbs,
+        max_thumbs=max_thumbs,
+        num_decided=len(decided),
         num_chunks=len(chunks.written),
         has_truth=truths is not None,
         paths=paths,
@@ -121,21 +136,13 @@ class _Chunks:
 
 
 def _meta(
-    run: RunDirectory,
-    categories: tuple[NamedCategory, ...],
-    chunks: _Chunks,
-    num_regions: int,
-    num_thumbs: int,
-    has_truth: bool,
-) -> JsonObject:
+    run: RunDirectory, categories: tuple[NamedCategory, ...], chunks: _Chunks, num_thumbs: int
+) -> dict[str, JsonValue]:
     return {
         "run": run.fingerprint,
         "categories": [[category.category_id, category.name] for category in categories],
         "num_chunks": len(chunks.written),
-        "num_shown": chunks.num_rows,
-        "num_regions": num_regions,
         "num_thumbs": num_thumbs,
-        "has_truth": has_truth,
         "thumb_px": THUMB_PX,
         "sheet_columns": SHEET_COLUMNS,
     }

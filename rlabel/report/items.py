@@ -117,9 +117,27 @@ def _item(position: int, outcome: Label | Abstention | Failure, file_name: str |
     )
 
 
-def most_doubtful(run: RunDirectory, max_regions: int) -> tuple[set[int] | None, int]:
-    """Return the positions of the max_regions most doubtful regions, None where that is all, and how many there are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which regions the gallery has.
+
+    num_regions: of the run. shown, drawn: positions of those listed, and of those with a thumbnail; None where that is all.
+    """
+
+    num_regions: int
+    shown: frozenset[int] | None
+    drawn: frozenset[int] | None
+
+
+def choose_doubtful(run: RunDirectory, max_regions: int, max_thumbs: int | None) -> Choice:
+    """Return the max_regions most doubtful regions to list, and of these the max_thumbs most doubtful to draw (None: all of them)."""
     num_regions = run.manifest.plan.num_regions
-    if num_regions <= max_regions:
-        return None, num_regions
-    return {doubt[-1] for doubt in heapq.nsmallest(max_regions, (item.doubt for item in read_items(run)))}, num_regions
+    num_shown = min(num_regions, max_regions)
+    num_drawn = num_shown if max_thumbs is None else min(num_shown, max_thumbs)
+    num_ordered = num_shown if num_shown < num_regions else num_drawn if 0 < num_drawn < num_regions else 0
+    doubts = heapq.nsmallest(num_ordered, (item.doubt for item in read_items(run))) if num_ordered else []
+    return Choice(
+        num_regions=num_regions,
+        shown=None if num_shown == num_regions else frozenset(doubt[-1] for doubt in doubts),
+        drawn=None if num_drawn == num_regions else frozenset(doubt[-1] for doubt in doubts[:num_drawn]),
+    )

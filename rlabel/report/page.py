@@ -17,7 +17,7 @@ from rlabel.evaluation.evaluate import evaluate_run
 from rlabel.evaluation.records import CategoryRow, Evaluation, RiskPoint, ScoreWorth
 from rlabel.evaluation.text import bounds, interval, named_accuracies, notes, percent
 from rlabel.report.charts import DARK, LIGHT, reliability_svg, risk_svg
-from rlabel.report.gallery import DEFAULT_MAX_REGIONS, Gallery, write_gallery
+from rlabel.report.gallery import DEFAULT_MAX_REGIONS, DEFAULT_MAX_THUMBS, Gallery, write_gallery
 from rlabel.report.sheet import Picture, draw_pictures, run_legend, sheet_to_png
 from rlabel.report.summary import RunSummary, summarise_run
 from rlabel.report.worst import NUM_DRAWN, WorstCase, draw_cases, surest_wrong
@@ -71,13 +71,15 @@ def write_report(
     *,
     out_url: str | None = None,
     max_regions: int = DEFAULT_MAX_REGIONS,
+    max_thumbs: int | None = DEFAULT_MAX_THUMBS,
     beat: Callable[[int, int], None] | None = None,
 ) -> tuple[str, ...]:
     """Write report.html, the folder report/ and, if there are pictures, sheet.png; return the full paths of the page and the sheet.
 
     Without images_url, or when none of its pictures can be opened, the page has no pictures and says so. With a
     truth_url and no evaluation the run is evaluated here; with one the run is audited, too. The same run gives the same bytes.
-    out_url: the folder to write into, the run's own if left out. max_regions: of the gallery. beat: see `write_gallery`.
+    out_url: the folder to write into, the run's own if left out. max_regions, max_thumbs, beat: of the gallery, see
+    `write_gallery`.
     Raises InputError when the run's or the truth's files cannot be read, UsageError for a max_regions below 1, RunError for a
     damaged run directory.
     """
@@ -100,7 +102,7 @@ def write_report(
     gallery = None
     if store.exists(MANIFEST) and RunDirectory.open(store).committed():  # some keep labels.json alone
         images = Store.open(images_url) if images_url is not None and pictures else None
-        gallery = write_gallery(RunDirectory.open(store), out, images, truth_url, max_regions, beat)
+        gallery = write_gallery(RunDirectory.open(store), out, images, truth_url, max_regions, max_thumbs, beat)
     page = render_page(name, summary, evaluation, pictures, truth_url is not None, no_pictures_because, worst, gallery)
     written = [REPORT]
     if pictures:
@@ -129,11 +131,13 @@ def render_page(
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    css, theme_js, gallery_js = (
-        loader.get_source(environment, name)[0] for name in ("report.css", "theme.js", "gallery.js")
+    css, theme_js, list_js, review_js = (
+        loader.get_source(environment, name)[0] for name in ("report.css", "theme.js", "gallery.js", "review.js")
     )
+    gallery_js = f'(() => {{\n"use strict";\n{list_js}{review_js}}})();\n'  # two files, one scope
     environment.filters["percent"] = percent
     environment.filters["bounds"] = bounds
+    environment.filters["plain"] = "{:,}".format
     scores = None if evaluation is None else evaluation.scores
     return environment.get_template(_TEMPLATE).render(
         css=css,

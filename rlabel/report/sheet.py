@@ -12,6 +12,7 @@ from typing import TypeAlias
 from PIL import Image, ImageDraw
 
 from rlabel.corpus.images import BadImage, open_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
 from rlabel.report.drawing import ABSTAINED, FAILED, RIGHT, WRONG, Color, draw_regions, load_font, tag_lines
@@ -29,6 +30,7 @@ _PAPER: Color = (238, 240, 243)
 _CARD: Color = (255, 255, 255)
 _INK: Color = (24, 28, 36)
 _FAINT_INK: Color = (92, 99, 112)
+_MAX_DESCRIBED = 40  # regions, in words for those who do not see the picture
 _CANDIDATES_PER_PICTURE = 3  # some pictures cannot be opened
 # Words and the colour that they explain.
 Legend: TypeAlias = "tuple[tuple[str, Color], ...]"
@@ -85,13 +87,19 @@ def draw_pictures(run_url: str, images_url: str, truth_url: str | None, max_imag
 
 
 def _draw(image: DrawnImage, images: Store) -> Picture:
-    pixels_HWC = open_image(images, image.file_name, Limits())
+    pixels_HWC = open_image(images, image.file_name, Limits(), shared_decoders())
     return Picture(
         file_name=image.file_name,
         counts=_counts(image.regions),
-        description="; ".join(" ".join(tag_lines(region)) for region in image.regions),
+        description=_description(image.regions),
         image=draw_regions(pixels_HWC, image.regions, TILE_WIDTH_PX, TILE_HEIGHT_PX),
     )
+
+
+def _description(regions: Sequence[DrawnRegion]) -> str:
+    more = len(regions) - _MAX_DESCRIBED
+    said = "; ".join(" ".join(tag_lines(region)) for region in regions[:_MAX_DESCRIBED])
+    return said if more <= 0 else f"{said}; and {more} more"
 
 
 def _counts(regions: Sequence[DrawnRegion]) -> str:

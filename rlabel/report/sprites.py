@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from os import cpu_count
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from rlabel.corpus.images import BadImage, open_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.limits import Limits
 from rlabel.report.drawing import draw_regions, window_around
 from rlabel.report.items import Item
@@ -68,10 +71,13 @@ def sheet_name(index: int) -> str:
     return f"sheet-{index}.jpg"
 
 
-def draw_thumbs(items: Iterable[Item], images: Store | None) -> Iterator[tuple[Item, Image.Image | None]]:
-    """Yield each item with its thumbnail, at most THUMB_PX a side, in order; None where there is no picture or no outline.
+def draw_thumbs(
+    items: Iterable[Item], images: Store | None, drawn: Container[int] | None = None
+) -> Iterator[tuple[Item, Image.Image | None]]:
+    """Yield each item with its thumbnail, at most THUMB_PX a side, in order; None where there is no picture, no outline, or none is wanted.
 
-    A picture is opened once for the regions of it that follow each other; a few pictures are drawn at once.
+    drawn: positions of the items to draw, None for all. A picture is opened once for the regions of it that follow each
+    other, and not at all for none; a few pictures are drawn at once.
     """
     if images is None:
         yield from ((item, None) for item in items)
@@ -80,7 +86,7 @@ def draw_thumbs(items: Iterable[Item], images: Store | None) -> Iterator[tuple[I
     workers = max(1, min(4, cpu_count() or 1))
     with ThreadPoolExecutor(workers, thread_name_prefix="thumbs") as pool:
         for group in _groups(items):
-            waiting.append(pool.submit(_drawn, group, images))
+            waiting.append(pool.submit(_drawn, group, images, drawn))
             if len(waiting) > workers + _AHEAD:
                 yield from waiting.popleft().result()
         while waiting:
@@ -99,27 +105,27 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
             yield group
 
 
-def _drawn(items: list[Item], images: Store) -> list[tuple[Item, Image.Image | None]]:
+def _drawn(items: list[Item], images: Store, wanted: Container[int] | None) -> list[tuple[Item, Image.Image | None]]:
     file_name = items[0].file_name
-    if file_name is None:
+    is_wanted = [wanted is None or item.position in wanted for item in items]
+    if file_name is None or not any(is_wanted):
         return [(item, None) for item in items]
     try:
-        pixels_HWC = open_image(images, file_name, Limits())
+        pixels_HWC = open_image(images, file_name, Limits(), shared_decoders())
     except BadImage:
         return [(item, None) for item in items]
-    height_px, width_px = pixels_HWC.shape[:2]
-    drawn: list[tuple[Item, Image.Image | None]] = []
-    for item in items:
-        region = DrawnRegion(
-            outcome=item.outcome,
-            words="",
-            score=None,
-            true_name=None,
-            is_correct=item.is_correct,
-            segmentation=item.segmentation,
-            box_xywh=item.box_xywh,
-        )
-        window = window_around(item.box_xywh, height_px, width_px)
-        thumb = draw_regions(pixels_HWC, [region], THUMB_PX, THUMB_PX, window_xyxy=window, with_tags=False)
-        drawn.append((item, thumb))
-    return drawn
+    return [(item, _thumb(item, pixels_HWC) if is_one else None) for item, is_one in zip(items, is_wanted, strict=True)]
+
+
+def _thumb(item: Item, pixels_HWC: npt.NDArray[np.uint8]) -> Image.Image:
+    region = DrawnRegion(
+        outcome=item.outcome,
+        words="",
+        score=None,
+        true_name=None,
+        is_correct=item.is_correct,
+        segmentation=item.segmentation,
+        box_xywh=item.box_xywh,
+    )
+    window = window_around(item.box_xywh, pixels_HWC.shape[0], pixels_HWC.shape[1])
+    return draw_regions(pixels_HWC, [region], THUMB_PX, THUMB_PX, window_xyxy=window, with_tags=False)

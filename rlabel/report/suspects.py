@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from rlabel.corpus.images import BadImage, open_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.limits import Limits
 from rlabel.errors import InputError
 from rlabel.evaluation.reading import id_to_text
@@ -35,7 +36,7 @@ def write_suspects_sheet(document: JsonObject, images_url: str, out_url: str, ma
         if len(pictures) == max_pictures:
             break
         try:
-            pixels_HWC = open_image(images, name, Limits())
+            pixels_HWC = open_image(images, name, Limits(), shared_decoders())
         except BadImage as error:
             refusals.append(f"{name}: {error}")
             continue

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlabel.corpus.images import BadImage, open_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.limits import Limits
 from rlabel.evaluation.auditing import Audit, Suspect, suspects_document
 from rlabel.evaluation.reading import LABELS, id_to_text, stream_rows
@@ -51,7 +52,7 @@ def _case(suspect: Suspect, row: JsonObject, file_name: str | None, images: Stor
         why = "no image folder was given" if images is None else "the run does not name its file"
         return WorstCase(suspect=suspect, picture=None, no_picture_because=why)
     try:
-        pixels_HWC = open_image(images, file_name, Limits())
+        pixels_HWC = open_image(images, file_name, Limits(), shared_decoders())
     except BadImage as error:
         return WorstCase(suspect=suspect, picture=None, no_picture_because=str(error))
     region = DrawnRegion(

@@ -14,18 +14,29 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
+
+from rlabel.storage import Store
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Below it the start of a process, most of a second of computing, costs more than it saves.
 LEAST_REGIONS = 100_000
 # At the process: one in work and one behind it. Done or in work in all: what is held in memory.
 _AHEAD, _WINDOW = 2, 8
 _LENGTH = struct.Struct("<Q")
+# Of a pipe, where the system lets it be set: with less the two wait for each other.
+_PIPE_BYTES = 1 << 20
 _Key = TypeVar("_Key")
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -36,15 +47,26 @@ class _Gone(Exception):
 
 
 class Beside:
-    """Use it as a context: the process ends with it. num_regions: of the work at hand, by which it is decided whether one is worth it."""
+    """Use it as a context: the process ends with it. num_regions: of the work at hand, by which it is decided whether one is worth it.
 
-    def __init__(self, num_regions: int) -> None:
+    stores: what the work reads and writes; there is no process where one of them lives in this one.
+    """
+
+    def __init__(self, num_regions: int, *stores: Store) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._sent: object = None
-        if num_regions >= LEAST_REGIONS and _num_cores() > 1:
+        # Two threads may ask; answers come in the order of what was asked.
+        self._asking = Lock()
+        is_shared = not any(store.is_process_private for store in stores)
+        if num_regions >= LEAST_REGIONS and _num_cores() > 1 and is_shared:
             self._child = _started()
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="beside")
+
+    @property
+    def is_there(self) -> bool:
+        """Return whether there is, or was, a process."""
+        return self._child is not None
 
     def __enter__(self) -> Beside:
         return self
@@ -74,11 +96,27 @@ class Beside:
         while waiting:
             yield self._ended(function, *waiting.popleft())
 
+    def chain(
+        self, function: Callable[[Sequence[_Argument]], Iterator[_Result]], items: Sequence[_Argument], at_once: int
+    ) -> Iterator[_Result]:
+        """Yield what the function yields for the items, in order; where there is no process, as it comes.
+
+        function: as of `map`. With a process it is called for so many items at once, and all of their results are held.
+        """
+        if not self.is_there:
+            yield from function(items)
+            return
+        lots = ((None, items[start : start + at_once]) for start in range(0, len(items), at_once))
+        for _, results in self.map(_Listed(function), lots):
+            yield from results
+
     def _begun(
         self, function: Callable[[Any], Any], argument: Any, waiting: Iterable[tuple[Any, Any, Future[Any]]]
     ) -> Future[Any]:
         if self._thread is not None and sum(not future.done() for _, _, future in waiting) < _AHEAD:
-            return self._thread.submit(self._ask, function, argument)
+            with self._asking:
+                is_sent = self._send(function, argument)
+                return self._thread.submit(self._answer if is_sent else _gone)
         future: Future[Any] = Future()
         try:
             future.set_result(function(argument))
@@ -92,18 +130,32 @@ class Beside:
         except _Gone:
             return key, function(argument)
 
-    def _ask(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Have the process do it. Raises what the function raises, and _Gone."""
+    def _send(self, function: Callable[[Any], Any], argument: Any) -> bool:
+        """Have the process begin it; False where it is gone. While it waits for more room, the other thread takes answers."""
         assert self._child is not None and self._child.stdin is not None
-        is_new = function is not self._sent
         try:
-            if is_new:
+            if function is not self._sent:
                 _send(self._child.stdin, (True, function))
                 self._sent = function
             _send(self._child.stdin, (False, argument))
-        except (OSError, ValueError) as error:
-            raise _Gone from error
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _answer(self) -> Any:
+        """Return the next answer. Raises what the function raised, and _Gone."""
+        assert self._child is not None
         return _answer(self._child)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed(Generic[_Argument, _Result]):
+    """Calls a function that yields, and lists what it yields."""
+
+    function: Callable[[Sequence[_Argument]], Iterator[_Result]]
+
+    def __call__(self, items: Sequence[_Argument]) -> list[_Result]:
+        return list(self.function(items))
 
 
 @contextmanager
@@ -131,6 +183,10 @@ def apart(function: Callable[[_Argument], _Result], argument: _Argument) -> Iter
         _end(child)
 
 
+def _gone() -> Any:
+    raise _Gone
+
+
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -139,12 +195,18 @@ def _started() -> subprocess.Popen[bytes]:
     # From a bare checkout rlabel is found through the working directory, which another process need not share.
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "rlabel.run.beside"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with suppress(OSError):  # a user's pipes may hold only so much together
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return child
 
 
 def _answer(child: subprocess.Popen[bytes]) -> Any:

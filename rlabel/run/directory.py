@@ -46,6 +46,7 @@ SHARDS = "shards"
 _SHARD_NAME = re.compile(r"([0-9]{6,})\.jsonl")
 _TAIL_BYTES = 16 * 1024
 _CHUNK_BYTES = 1 << 20
+_MANIFEST_BYTES, _READ_AT_ONCE_BYTES = 64 << 20, 64 << 20
 # Shards read ahead of the one in use: reading waits for a disk or a network, and neither it nor hashing holds the interpreter.
 _READERS, _READ_AHEAD = 2, 4
 
@@ -110,7 +111,8 @@ class RunDirectory:
     def committed(self) -> set[int]:
         """Return the indexes of all committed shards, from one fresh listing."""
         matches = (_SHARD_NAME.fullmatch(name) for name in self.store.list(SHARDS))
-        indexes = {int(match[1]) for match in matches if match}
+        # Not 0000007.jsonl, which is shard 7 to nobody.
+        indexes = {int(match[1]) for match in matches if match and match[1] == f"{int(match[1]):06d}"}
         return {index for index in indexes if index < self.num_shards}
 
     def is_committed(self, index: int) -> bool:
@@ -249,8 +251,15 @@ class RunDirectory:
         return footer
 
     def _shard_bytes(self, index: int) -> bytes:
+        path = self.shard_path(index)
         try:
-            return self.store.read(self.shard_path(index))
+            data = self.store.read_start(path, _READ_AT_ONCE_BYTES + 1)
+            if len(data) <= _READ_AT_ONCE_BYTES:
+                return data
+            # So long that it is checked in flat memory before it is held: it may be a stranger's file, or terabytes of nothing.
+            if (damage := self.damage_of(index)) is not None:
+                raise damage
+            return self.store.read(path)
         except MissingFile as error:
             raise self._missing(index) from error
 
@@ -270,9 +279,14 @@ class RunDirectory:
 
 def _manifest_or_none(store: Store) -> Manifest | None:
     try:
-        data = store.read(MANIFEST)
+        data = store.read_start(MANIFEST, _MANIFEST_BYTES + 1)
     except MissingFile:
         return None
+    if len(data) > _MANIFEST_BYTES:
+        raise RunError(
+            f"{store.join(MANIFEST)}: expected a manifest of at most {_MANIFEST_BYTES} bytes, got a longer file, which no rlabel wrote. "
+            "Give another --out."
+        )
     return manifest_from_bytes(data, store.join(MANIFEST))
 
 

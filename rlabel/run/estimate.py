@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from rlabel.config import LabelSettings
@@ -31,6 +32,7 @@ from rlabel.run.job import LabelJob
 from rlabel.storage import StoreDown
 
 if TYPE_CHECKING:
+    from rlabel.run.propose_estimate import ProposedSample
     from rlabel.run.worker import LabelWorker
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "nf4")
@@ -163,20 +165,31 @@ def measure(job: LabelJob, num_images: int, precisions: Sequence[LabelSettings])
         raise RunError(f"--measure {num_images}: nothing could be measured. {done[0].problem}")
 
 
-def costs(row: Measured, job: LabelJob, price_per_hour: float | None) -> list[Cost]:
+def costs(
+    row: Measured, job: LabelJob, price_per_hour: float | None, proposing: ProposedSample | None = None
+) -> list[Cost]:
     """Return what the whole plan takes with each number of actors of ACTORS, each with a device of its own as fast as the one that was measured.
 
-    price_per_hour: of one GPU, or of one CPU where the model runs on those.
+    price_per_hour: of one GPU, or of one CPU where the model runs on those. proposing: of a job of a sample alone, whose whole has its regions yet
+    to be found: that takes hours, too, and hours of devices where they are of the same kind.
     """
     settings = job.settings
+    regions, shards = job.plan.num_regions, job.plan.num_shards
+    if proposing is not None:
+        regions, shards = proposing.regions_expected, ceil(proposing.of_pictures / settings.images_per_shard)
     devices = float(settings.cpus_per_actor)
     if row.device.startswith("cuda"):
         devices = settings.gpus_per_actor if settings.gpus_per_actor > 0 else 1.0
     found = []
     for actors in ACTORS:
-        busy = max(1, min(actors, job.plan.num_shards))  # an actor without a shard is not started
-        hours = (row.load_s + row.seconds_per_region * job.plan.num_regions / busy) / 3600
+        busy = max(1, min(actors, shards))  # an actor without a shard is not started
+        hours = (row.load_s + row.seconds_per_region * regions / busy) / 3600
         used = hours * busy * devices
+        if proposing is not None:
+            before = (proposing.load_s + proposing.seconds_per_picture * proposing.of_pictures / busy) / 3600
+            hours += before
+            if proposing.device == row.device.partition(":")[0]:
+                used += before * busy * devices
         price = None if price_per_hour is None else used * price_per_hour
         found.append(Cost(actors=actors, hours=hours, device_hours=used, price=price))
     return found

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from itertools import islice
 from pathlib import Path
 
-from rlabel.config import LabelSettings
 from rlabel.errors import InputError, RlabelError
 from rlabel.run.directory import SHARDS
 from rlabel.run.job import LabelJob
@@ -15,16 +13,6 @@ from rlabel.storage import Store
 
 _LOOKED_FOR = 100
 _MOST_FOLDERS = 1000
-
-
-def check_regions(settings: LabelSettings) -> None:
-    """Raise InputError for --regions that is a folder, which is what masks and YOLO's or VOC's files come in."""
-    given = settings.regions
-    if given and "://" not in given and Path(given).is_dir():
-        raise InputError(
-            f"--regions {given}: expected a COCO JSON, got a folder. Of mask PNGs, YOLO, VOC and others it is made by "
-            f"`rlabel convert {shlex.quote(given)} --out regions.json`."
-        )
 
 
 def check_pictures(job: LabelJob) -> None:

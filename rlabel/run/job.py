@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import rlabel
-from rlabel.config import EMBEDDED_MODEL, LabelSettings
+from rlabel.config import EMBEDDED_MODEL, EmbedderDtype, LabelSettings
 from rlabel.corpus.coco import Corpus, read_corpus
 from rlabel.corpus.sharding import plan_contents, plan_shards
 from rlabel.errors import InputError, UsageError
@@ -90,12 +90,13 @@ def resolve_any(settings: LabelSettings) -> tuple[Path, PlainModel | None]:
     from rlabel.vlm.loading import find_model, is_regiongpt, model_type_of
 
     # What another kind of model cannot do is said before its weights are looked for or downloaded.
-    kind = model_type_of(find_model(settings.model, weights=False))
+    trusted = settings.trust_remote_code
+    kind = model_type_of(find_model(settings.model, weights=False, trust_remote_code=trusted))
     if is_regiongpt(kind):
         refuse_what_is_plain(settings)
         return resolve(settings.model), None
     plain = plan_plain(settings, kind)
-    return find_model(settings.model).absolute(), plain
+    return find_model(settings.model, trust_remote_code=trusted).absolute(), plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,9 @@ def check_model(settings: LabelSettings) -> CheckedModel:
     from rlabel.regiongpt.quantization import model_fingerprint
 
     folder, plain = resolve_any(settings)
-    checked = CheckedModel(folder=folder, sha256=model_fingerprint(folder), plain=plain)
+    checked = CheckedModel(
+        folder=folder, sha256=model_fingerprint(folder, with_code=settings.trust_remote_code), plain=plain
+    )
     if plain is None:
         from rlabel.regiongpt.assembly import load_processor
 
@@ -123,8 +126,17 @@ def check_model(settings: LabelSettings) -> CheckedModel:
     else:
         from rlabel.vlm.inputs import open_processor
 
-        open_processor(folder, plain)
+        open_processor(folder, plain, trust_remote_code=settings.trust_remote_code)
     return checked
+
+
+def check_model_apart(settings: LabelSettings) -> None:
+    """Check the model as `check_model` does, in a process of its own where torch is not loaded here: for who has other work before labeling."""
+    if "torch" in sys.modules:
+        check_model(settings)
+        return
+    with apart(check_model, settings) as checked:
+        checked()
 
 
 def plan_job(settings: LabelSettings, *, meanwhile: Callable[[], object] | None = None) -> LabelJob:
@@ -139,8 +151,8 @@ def plan_job(settings: LabelSettings, *, meanwhile: Callable[[], object] | None 
     question = task_question(settings)
     vocabulary = _vocabulary(settings)
     also = _also(settings)
-    _check_folder(settings.images)
-    embedder = embedder_name(settings.embedder) if vocabulary is not None else None
+    _check_folder(settings)
+    embedder = embedder_name(settings.embedder, settings.embedder_dtype) if vocabulary is not None else None
     queries = _queries(settings)
     calibrator, min_score = _calibrator(settings)
     model, corpus = _model_and_corpus(settings, meanwhile)
@@ -151,7 +163,7 @@ def plan_job(settings: LabelSettings, *, meanwhile: Callable[[], object] | None 
         plan = _plan(settings, corpus, queries)
         if isinstance(queries, NearestPairs) and not plan.num_regions:
             raise UsageError(
-                f"--task relate: {settings.regions}: expected an image with at least two regions, got none. "
+                f"--task relate: {settings.regions_file}: expected an image with at least two regions, got none. "
                 "Give such regions, or name the pairs with --pairs."
             )
     except BaseException:
@@ -216,7 +228,7 @@ def _model_and_corpus(settings: LabelSettings, meanwhile: Callable[[], object] |
         checking = nullcontext(lambda: here)
     with checking as checked:
         try:
-            corpus = read_corpus(settings.regions)
+            corpus = read_corpus(settings.regions_file)
         except Exception:
             checked()
             raise
@@ -229,8 +241,8 @@ def _model_and_corpus(settings: LabelSettings, meanwhile: Callable[[], object] |
             raise
 
 
-def check_files(settings: LabelSettings, *, with_regions: bool = True) -> None:
-    """Check the files of a job whose model, or whose regions, are not there yet: vocabulary, pictures, regions, pairs, expressions, embedder.
+def check_files(settings: LabelSettings) -> None:
+    """Check the files of a job whose model is not there yet: vocabulary, pictures, regions if they are given, pairs, expressions, embedder.
 
     Raises InputError, UsageError or StorageError.
     """
@@ -240,10 +252,10 @@ def check_files(settings: LabelSettings, *, with_regions: bool = True) -> None:
     _queries(settings)
     _calibrator(settings)
     _thesaurus_sha256(settings)
-    _check_folder(settings.images)
+    _check_folder(settings)
     embedder_name(settings.embedder)
-    if with_regions:
-        with read_corpus(settings.regions):
+    if settings.regions is not None:
+        with read_corpus(settings.regions_file):
             pass
 
 
@@ -312,32 +324,33 @@ def _shards(settings: LabelSettings, corpus: Corpus, queries: Queries | None) ->
     return with_queries(shards, queries, settings.max_regions_per_shard, with_strays=settings.limit is None)
 
 
-def embedder_name(embedder: str | None) -> str:
+def embedder_name(embedder: str | None, dtype: EmbedderDtype = "float32") -> str:
     """Return what the manifest calls an embedder: never a path, since the same model may lie elsewhere at the next start.
+
+    Another dtype than float32 is part of the name, so that runs from before there was a choice go on.
 
     Raises InputError for a folder that is not there.
     """
+    in_dtype = "" if dtype == "float32" else f", {dtype}"
     if embedder is None:
-        return "all-MiniLM-L6-v2 (bundled)"
+        return f"all-MiniLM-L6-v2 (bundled){in_dtype}"
     folder = Path(embedder)
     if not folder.is_dir():
         if folder.exists() or embedder.startswith(("/", ".", "~")) or embedder.count("/") > 1:
             raise InputError(
                 f"--embedder {embedder}: expected a folder that SentenceTransformer.save wrote, or a model id; got no such folder. Check the path."
             )
-        return embedder
+        return f"{embedder}{in_dtype}"
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return f"folder with sha256 {digest.hexdigest()}"
+    return f"folder with sha256 {digest.hexdigest()}{in_dtype}"
 
 
-def _check_folder(images: str) -> None:
-    store = Store.open(images)
-    folder = store.local_path("")
+def _check_folder(settings: LabelSettings) -> None:
+    folder = Store.open(settings.images).local_path("")
     if folder is not None and not folder.is_dir():
-        raise InputError(
-            f"--images {images}: no such folder. Give the folder that the file names of --regions are relative to."
-        )
+        which = "of the pictures" if settings.regions is None else "that the file names of --regions are relative to"
+        raise InputError(f"--images {settings.images}: no such folder. Give the folder {which}.")

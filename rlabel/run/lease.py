@@ -36,7 +36,10 @@ _MAX_EXPIRY_S = 3600.0
 _BEATS_PER_EXPIRY = 12
 _MAX_BYTES = 16 * 1024
 _NAME = re.compile(r"driver-([0-9]{6,12})\.(json|beat)")
+_LAST_NUMBER = 10**12 - 1
 _RELEASE_S = 8.0
+# A name that is listed and not there is looked for again, for so long; each such look is so long after the one before.
+_LISTED_S, _LOOK_AGAIN_S = 10.0, 0.1
 
 
 class RunInUse(UsageError):
@@ -116,6 +119,8 @@ class Lease:
         """Return whether another driver has taken the run over, by a fresh look. Raises StorageError."""
         if self._lost is None:
             claim = newest_claim(self.store)
+            if claim is None or claim.number < self.number:
+                claim = _claim(self.store, self.number)  # a listing may be of some moments ago, as on NFS
             if claim is None or (claim.number, claim.data) != (self.number, self._data):
                 now = (
                     "the run has been finished or ended by another driver since"
@@ -181,7 +186,7 @@ def take(store: Store, expiry_s: float = DEFAULT_EXPIRY_S) -> Lease:
 
     Waits, where another driver's files are there, until that one gives a sign of life (some seconds) or was silent for its `expiry_s`.
 
-    Raises RunInUse when it is alive, StorageError.
+    Raises RunInUse when it is alive, RunError for a claim that no rlabel wrote and no other can follow, StorageError.
     """
     driver = this_driver(expiry_s)
     data = _claim_bytes(driver)
@@ -210,6 +215,11 @@ def take(store: Store, expiry_s: float = DEFAULT_EXPIRY_S) -> Lease:
                     f"{store.join('')}: no sign of life from {claim.in_words} for {claim.expiry_s:g} s; this one takes over."
                 )
         number = 1 if claim is None else claim.number + 1
+        if number > _LAST_NUMBER:
+            raise RunError(
+                f"{store.join(_claim_name(_LAST_NUMBER))}: expected a driver's number that another can follow, got the last one there "
+                "is, which no rlabel wrote. Delete the file, and run the same command again."
+            )
         if store.put_if_absent(_claim_name(number), data):
             lease = Lease(store, number, driver)
             try:
@@ -217,6 +227,7 @@ def take(store: Store, expiry_s: float = DEFAULT_EXPIRY_S) -> Lease:
                 return lease
             except LeaseLost:
                 continue
+        time.sleep(_LOOK_AGAIN_S)  # another one was faster, and a listing may take its time to show it
 
 
 @contextmanager
@@ -241,22 +252,35 @@ def driving(run: RunDirectory, expiry_s: float = DEFAULT_EXPIRY_S) -> Iterator[L
 
 def newest_claim(store: Store) -> Claim | None:
     """Return the claim with the highest number, or None if there is none. Raises StorageError."""
+    began = time.monotonic()
     while True:
         numbers = [number for name, number in _names(store) if name.endswith(".json")]
         if not numbers:
             return None
         number = max(numbers)
-        try:
-            data = _read(store, _claim_name(number))
-        except MissingFile:  # its driver ended between the listing and this
-            continue
-        return Claim(number=number, data=data, driver=_driver_or_none(data))
+        claim = _claim(store, number)
+        if claim is not None:
+            return claim
+        # Its driver ended between the listing and this; or the listing is an old one, or the name a link to nothing.
+        if time.monotonic() - began > _LISTED_S:
+            return Claim(number=number, data=b"", driver=None)
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _claim(store: Store, number: int) -> Claim | None:
+    """Return the claim of a number, None if there is none, whatever a listing says."""
+    try:
+        data = store.read_start(_claim_name(number), _MAX_BYTES)
+    except MissingFile:
+        return None
+    return Claim(number=number, data=data, driver=_driver_or_none(data))
 
 
 def read_beat(store: Store, number: int) -> bytes:
     """Return what a driver's last beat wrote, b"" if there is none. Raises StorageError."""
     try:
-        return _read(store, _beat_name(number))
+        # By one request: a stream's would be of two states where its driver beats in between.
+        return store.read_start(_beat_name(number), _MAX_BYTES)
     except MissingFile:
         return b""
 
@@ -321,14 +345,8 @@ def _beat_name(number: int) -> str:
 
 def _names(store: Store) -> list[tuple[str, int]]:
     """Return the names of all drivers' files with their numbers, from a fresh listing."""
-    return [(name, int(match[1])) for name in store.list() if (match := _NAME.fullmatch(name))]
-
-
-def _read(store: Store, name: str) -> bytes:
-    if store.local_path("") is None:
-        return store.read(name)  # by one request: a stream's would be of two states where its driver beats in between
-    with store.open_read(name) as stream:
-        return stream.read(_MAX_BYTES)
+    found = [(name, int(match[1])) for name in store.list() if (match := _NAME.fullmatch(name))]
+    return [(name, number) for name, number in found if name in (_claim_name(number), _beat_name(number))]
 
 
 def _claim_bytes(driver: Driver) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO
@@ -20,8 +20,7 @@ from rlabel.run.coco import info_object, kept_header
 from rlabel.run.directory import RunDirectory
 from rlabel.run.manifest import Manifest
 from rlabel.run.merge_lines import image_row
-from rlabel.run.merge_shard import ShardRows, ShardToRows
-from rlabel.run.records_io import DamagedShard, Footer
+from rlabel.run.merge_shard import UNREADABLE, SeenShard, ShardRows, ShardsToRows, ShardToRows, unreadable
 
 LABELS, ABSTAINED, FAILURES = "labels.json", "abstained.jsonl", "failures.jsonl"
 BBOX_RESULTS, SEGM_RESULTS = "labels.bbox.json", "labels.segm.json"
@@ -37,7 +36,8 @@ _FILES = {
 }
 _RUN_ID_LENGTH = 12
 _CHUNK_BYTES = 1 << 20
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# What a process beside is sent at a time: enough that asking costs little, and little enough that some of them can be held.
+_SHARDS_AT_ONCE, _ANSWERS_AT_ONCE = 8, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +106,9 @@ class _Merge:
 
     def __init__(self, run: RunDirectory, indexes: list[int], spools: dict[str, IO[bytes]]) -> None:
         self.run, self.indexes, self.spools = run, indexes, spools
-        self.to_rows = ShardToRows(run_id=run.fingerprint[:_RUN_ID_LENGTH], with_results=BBOX_RESULTS in spools)
-        self.head_digests: list[bytes] = []
+        to_rows = ShardToRows(run_id=run.fingerprint[:_RUN_ID_LENGTH], with_results=BBOX_RESULTS in spools)
+        self.to_rows = ShardsToRows(run=run, to_rows=to_rows)
+        self.seen: list[SeenShard] = []
         self.next_new_id = 1
         self.num_images = self.num_answers = self.num_abstentions = 0
         self.num_results = {BBOX_RESULTS: 0, SEGM_RESULTS: 0}
@@ -141,7 +142,7 @@ class _Merge:
         self._spool_images()
         yield from _chunks(self.spools[_IMAGES])
         yield b"],\n" + canonical_bytes(_FILES[manifest.task][1]) + b":["
-        with Beside(manifest.plan.num_regions) as beside:
+        with Beside(manifest.plan.num_regions, self.run.store) as beside:
             for rows in self._shard_rows(beside):
                 if rows.answers:
                     yield (b",\n" if self.num_answers else b"\n") + rows.answers
@@ -160,49 +161,32 @@ class _Merge:
             head, footer = self.run.read_ends(index)
             try:
                 rows = [image_row(line) for line in head.split(b"\n")[:-1]]
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self.run.read_body(index)  # where its bytes are not those that were committed, that is what is wrong
-                raise self._unreadable(index, error) from error
+                raise unreadable(self.run, index, error) from error
             if rows:
                 out.write((b"\n" if is_first else b",\n") + b",\n".join(rows))
                 is_first = False
-            self.head_digests.append(hashlib.sha256(head).digest())
+            digest = hashlib.sha256(head).digest()
+            self.seen.append(SeenShard(index=index, head_sha256=digest, num_answers=footer.labels))
             self.next_new_id = max(self.next_new_id, footer.largest_annotation_id + 1)
 
     def _shard_rows(self, beside: Beside) -> Iterator[ShardRows]:
-        """Yield the rows of each shard, in order.
-
-        Raises RunError where a line is no record, or the images are not those that were spooled.
-        """
+        """Yield the rows of each shard, in order. Raises RunError as `ShardsToRows.each`."""
+        if not beside.is_there:
+            yield from self.to_rows.each(self.seen, self.next_new_id)
+            return
         # Rows may be made before it is known how many ids the shards before them take. Mostly it is all their answers, or none;
         # where the guess was wrong, they are made again.
         guess = _NewIds(self.next_new_id)
-        bodies = (
-            ((index, body, footer, digest), (body, guess.first(footer)))
-            for (index, (body, footer)), digest in zip(
-                self.run.read_bodies(self.indexes), self.head_digests, strict=True
-            )
-        )
-        made = beside.map(self.to_rows, bodies)
-        for index in self.indexes:
-            try:
-                (_, body, footer, digest), rows = next(made)
-                if rows.num_new_ids and rows.first_new_id != self.next_new_id:
-                    rows = self.to_rows((body, self.next_new_id))
-                if rows.head_sha256 != digest:
-                    raise DamagedShard("it changed while the run was merged")
-                regions = rows.num_answers + rows.num_abstentions + rows.failures_by_kind.total()
-                if (rows.num_images, regions) != (footer.images, footer.regions):
-                    raise DamagedShard(
-                        f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds"
-                    )
-            except DamagedShard as damage:
-                raise self.run.damaged(index, damage) from damage
-            except _UNREADABLE as error:
-                raise self._unreadable(index, error) from error
-            self.next_new_id += rows.num_new_ids
-            guess.learn(rows, self.next_new_id)
-            yield rows
+        lots = ((lot, (lot, guess.first(lot))) for lot in _lots(self.seen))
+        for lot, made in beside.map(self.to_rows, lots):
+            num_new_ids = sum(rows.num_new_ids for rows in made)
+            if num_new_ids and made[0].first_new_id != self.next_new_id:
+                made = self.to_rows((lot, self.next_new_id))
+            self.next_new_id += num_new_ids
+            guess.learn(made, self.next_new_id)
+            yield from made
 
     def _take(self, rows: ShardRows) -> None:
         """Count a shard's rows, and write to the spools what is no answer."""
@@ -218,9 +202,6 @@ class _Merge:
                 self.spools[name].write((b",\n" if self.num_results[name] else b"[\n") + b",\n".join(results))
                 self.num_results[name] += len(results)
 
-    def _unreadable(self, index: int, error: Exception) -> RunError:
-        return self.run.damaged(index, DamagedShard(f"a record cannot be read ({type(error).__name__}: {error})"))
-
 
 class _NewIds:
     """Guesses a shard's first new id while the rows of shards before it are still being made."""
@@ -230,15 +211,28 @@ class _NewIds:
         self.ahead: deque[int] = deque()  # answers of the shards that are not
         self.all_are_new = True
 
-    def first(self, footer: Footer) -> int:
+    def first(self, lot: Sequence[SeenShard]) -> int:
         first = self.known + (sum(self.ahead) if self.all_are_new else 0)
-        self.ahead.append(footer.labels)
+        self.ahead.append(sum(seen.num_answers for seen in lot))
         return first
 
-    def learn(self, rows: ShardRows, next_new_id: int) -> None:
+    def learn(self, made: Sequence[ShardRows], next_new_id: int) -> None:
         self.ahead.popleft()
         self.known = next_new_id
-        self.all_are_new = rows.num_new_ids == rows.num_answers if rows.num_answers else self.all_are_new
+        if num_answers := sum(rows.num_answers for rows in made):
+            self.all_are_new = sum(rows.num_new_ids for rows in made) == num_answers
+
+
+def _lots(shards: Sequence[SeenShard]) -> Iterator[list[SeenShard]]:
+    """Yield shards, in order, so many together that a lot is worth sending to a process and its rows are few enough to be held."""
+    lot: list[SeenShard] = []
+    for seen in shards:
+        lot.append(seen)
+        if len(lot) == _SHARDS_AT_ONCE or sum(one.num_answers for one in lot) >= _ANSWERS_AT_ONCE:
+            yield lot
+            lot = []
+    if lot:
+        yield lot
 
 
 def _chunks(spool: IO[bytes]) -> Iterator[bytes]:

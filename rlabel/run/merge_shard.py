@@ -1,6 +1,6 @@
 """What one shard gives to the files that a merge makes: the rows of its answers and of what became of its other regions.
 
-A pure function of the shard's lines and of the first new id, so that it may run in another process than the merge.
+A pure function of the shard and of the first new id, so that it may run in another process than the merge.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rlabel.errors import RunError
 from rlabel.records import (
     Abstention,
     Caption,
@@ -34,22 +36,23 @@ from rlabel.run.coco import (
     referral_to_row,
     relation_to_row,
 )
+from rlabel.run.directory import RunDirectory
 from rlabel.run.merge_lines import abstention_row, caption_row, label_row
-from rlabel.run.records_io import IMAGE_LINE, image_lines_end, line_to_outcome
+from rlabel.run.records_io import IMAGE_LINE, DamagedShard, image_lines_end, line_to_outcome
 
 _IMAGE_START = IMAGE_LINE.decode()
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(slots=True, kw_only=True)
 class ShardRows:
     """The rows of a shard. first_new_id: of the rows whose region has no id, which count up from it; num_new_ids: how many those are.
 
-    head_sha256: of the lines of its images. answers: joined by commas and line ends. abstained, failures: lines, with their ends.
+    answers: joined by commas and line ends. abstained, failures: lines, with their ends.
     bbox_results, segm_results: rows of the results files, where they are wanted; num_without_segm: labels that have none there.
     """
 
     first_new_id: int
-    head_sha256: bytes
     num_new_ids: int = 0
     num_images: int = 0
     num_answers: int = 0
@@ -73,11 +76,61 @@ class ShardToRows:
     def __call__(self, shard: tuple[bytes, int]) -> ShardRows:
         """Return the rows of a shard body (checked lines without the footer), given with the first new id.
 
-        Raises ValueError, KeyError, TypeError, AttributeError or RecursionError where a line is no record.
+        Raises one of UNREADABLE where a line is no record.
         """
         body, first_new_id = shard
         work = _Work(self, body, first_new_id)
         return work.rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenShard:
+    """What was seen of a shard by a look at its ends. head_sha256: of the lines of its images. num_answers: as its footer says."""
+
+    index: int
+    head_sha256: bytes
+    num_answers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardsToRows:
+    """Reads shards of a run, in order, every byte checked, and makes their rows. with_results: as of `ShardToRows`."""
+
+    run: RunDirectory
+    to_rows: ShardToRows
+
+    def __call__(self, shards: tuple[Sequence[SeenShard], int]) -> list[ShardRows]:
+        """Return what `each` yields for shards, given with the first new id."""
+        return list(self.each(*shards))
+
+    def each(self, shards: Sequence[SeenShard], first_new_id: int) -> Iterator[ShardRows]:
+        """Yield the rows of each shard; new ids count up from the first through all of them.
+
+        Raises RunError where a line is no record, or a shard is not what was seen of it.
+        """
+        for seen, (index, (body, footer)) in zip(
+            shards, self.run.read_bodies(seen.index for seen in shards), strict=True
+        ):
+            try:
+                if hashlib.sha256(body[: image_lines_end(body)]).digest() != seen.head_sha256:
+                    raise DamagedShard("it changed while the run was merged")
+                rows = self.to_rows((body, first_new_id))
+                regions = rows.num_answers + rows.num_abstentions + rows.failures_by_kind.total()
+                if (rows.num_images, regions) != (footer.images, footer.regions):
+                    raise DamagedShard(
+                        f"its footer counts {footer.images} images and {footer.regions} regions, not what it holds"
+                    )
+            except DamagedShard as damage:
+                raise self.run.damaged(index, damage) from damage
+            except UNREADABLE as error:
+                raise unreadable(self.run, index, error) from error
+            first_new_id += rows.num_new_ids
+            yield rows
+
+
+def unreadable(run: RunDirectory, index: int, error: Exception) -> RunError:
+    """Return the error that names a shard in which a line is no record."""
+    return run.damaged(index, DamagedShard(f"a record cannot be read ({type(error).__name__}: {error})"))
 
 
 class _Work:
@@ -89,7 +142,6 @@ class _Work:
         self.image_lines = [line for line in lines if line.startswith(_IMAGE_START)]
         self.rows = ShardRows(
             first_new_id=first_new_id,
-            head_sha256=hashlib.sha256(body[: image_lines_end(body)]).digest(),
             num_images=len(self.image_lines),
         )
         self.next_new_id = first_new_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -38,7 +39,7 @@ class RunProgress:
         self.tell: Callable[[RunStatus, str], None] = _print_line
         self.counted = Counted()
         self.started_at = datetime.now(UTC)
-        self.last_at = self.started_at
+        self._last_s = time.monotonic()  # the machine's clock may be set back by hours
         self.regions_at_start = compute_status(run, "running", counted=self.counted).regions_done
         self._turn = threading.RLock()
         self._has_ended = False
@@ -130,10 +131,9 @@ class RunProgress:
         if not self._turn.acquire(blocking=False):  # the other thread is at it
             return
         try:
-            now = datetime.now(UTC)
-            if self._has_ended or (now - self.last_at).total_seconds() < self.heartbeat_s:
+            if self._has_ended or time.monotonic() - self._last_s < self.heartbeat_s:
                 return
-            self.last_at = now
+            self._last_s = time.monotonic()
             status = self.write("running")
             self.tell(status, note)
         finally:

@@ -7,17 +7,19 @@ gone on with, by one process or many.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO
 
 import rlabel
+from rlabel.config import LabelSettings
 from rlabel.corpus.coco import read_corpus
 from rlabel.corpus.rows import canonical_text, image_record
 from rlabel.corpus.sharding import content_sha256
-from rlabel.errors import InputError
-from rlabel.proposing.models import ProposerPlan, plan_proposer
+from rlabel.errors import InputError, UsageError
+from rlabel.pool_settings import PoolSettings
+from rlabel.proposing.models import ProposerPlan, looks_for_names, plan_proposer
 from rlabel.proposing.settings import ProposeSettings
 from rlabel.records import Failure, ImageRecord, JsonObject, Proposals, Region, Shard
 from rlabel.run.canonical import canonical_bytes, canonical_sha256, json_safe
@@ -32,21 +34,44 @@ _SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif"}
 )
 _DEEPEST = 16
+_MOST_A_SHARD = 4096
+_MOST_OTHERS = 10_000  # that are remembered, to be told
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposeJob:
-    """A planned job. records: its pictures, each with one region that stands for the whole of it."""
+    """A planned job. records: its pictures, each with one region that stands for the whole of it. others: files of the folder that are left out."""
 
     settings: ProposeSettings
     proposer: ProposerPlan
     records: tuple[ImageRecord, ...]
     manifest: Manifest
+    others: tuple[str, ...] = ()
 
     def shards(self) -> Iterator[Shard]:
         """Return the shards of the plan one at a time, the same at every call."""
-        return _shards(self.records, self.settings.images_per_shard)
+        return shards_of(self.records, self.settings.images_per_shard)
+
+
+def settings_of_proposals(label: LabelSettings) -> ProposeSettings:
+    """Return the settings of the run that finds the regions for `rlabel label --propose`.
+
+    What both have is the label run's; --min-score is not: it is of labels. Raises UsageError where the regions would lie among the pictures.
+    """
+    assert label.propose is not None
+    names = (*PoolSettings.model_fields, "images", "limit", "dtype")
+    settings = ProposeSettings(
+        **{name: getattr(label, name) for name in names},
+        out=label.proposals_out,
+        images_per_shard=min(label.images_per_shard, _MOST_A_SHARD),
+        proposer=label.propose,
+        max_per_image=label.max_proposals,
+        vocabulary=label.vocabulary if looks_for_names(label.propose) else None,
+    )
+    if Store.open(settings.out).url == Store.open(label.images).url:
+        raise UsageError(f"--out {label.out}: its regions would lie in --images {label.images}. Give another --out.")
+    return settings
 
 
 def plan_proposals(settings: ProposeSettings) -> ProposeJob:
@@ -56,9 +81,10 @@ def plan_proposals(settings: ProposeSettings) -> ProposeJob:
     """
     settings.check()
     proposer = plan_proposer(settings)
-    records = _listed(settings) if settings.listing is not None else _found(settings.images)
+    others: list[str] = []
+    records = _listed(settings) if settings.listing is not None else _found(settings.images, others)
     records = records[: settings.limit]
-    plan = plan_summary(_shards(records, settings.images_per_shard))
+    plan = plan_summary(shards_of(records, settings.images_per_shard))
     rows: list[JsonObject] = [record.row for record in records]
     manifest = Manifest(
         rlabel_version=rlabel.__version__,
@@ -69,22 +95,26 @@ def plan_proposals(settings: ProposeSettings) -> ProposeJob:
         plan=plan,
         categories=(),
     )
-    return ProposeJob(settings=settings, proposer=proposer, records=tuple(records), manifest=manifest)
+    return ProposeJob(
+        settings=settings, proposer=proposer, records=tuple(records), manifest=manifest, others=tuple(others)
+    )
 
 
-def _shards(records: tuple[ImageRecord, ...] | list[ImageRecord], images_per_shard: int) -> Iterator[Shard]:
+def shards_of(records: Sequence[ImageRecord], images_per_shard: int) -> Iterator[Shard]:
+    """Yield pictures as shards, in their order."""
     for index, start in enumerate(range(0, len(records), images_per_shard)):
         images = tuple(records[start : start + images_per_shard])
         yield Shard(index=index, content_sha256=content_sha256(images, ()), images=images)
 
 
-def _found(images: str) -> list[ImageRecord]:
-    """Return a row for each picture in a folder and the folders in it, in the order of their names; ids from 1 on."""
+def _found(images: str, others: list[str]) -> list[ImageRecord]:
+    """Return a row for each picture in a folder and the folders in it, in the order of their names; ids from 1 on. others: gets the other files."""
     store = Store.open(images)
     folder = store.local_path("")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--images {images}: no such folder. Give the folder of the pictures.")
-    names = sorted(_names(store, "", 0))
+    names = sorted(_names(store, "", 0, others))
+    others.sort()
     if not names:
         raise InputError(
             f"--images {images}: expected pictures ({', '.join(sorted(_SUFFIXES))}), got none in it or in the folders below. Check the path."
@@ -92,7 +122,8 @@ def _found(images: str) -> list[ImageRecord]:
     return [_record({"id": index, "file_name": name}) for index, name in enumerate(names, start=1)]
 
 
-def _names(store: Store, folder: str, depth: int) -> Iterator[str]:
+def _names(store: Store, folder: str, depth: int, others: list[str]) -> Iterator[str]:
+    folder_is_local = store.local_path("") is not None  # elsewhere a name may be that of a folder
     for name in store.list(folder):
         path = f"{folder}/{name}" if folder else name
         if name.startswith("."):
@@ -101,7 +132,9 @@ def _names(store: Store, folder: str, depth: int) -> Iterator[str]:
             yield path
             continue
         if depth < _DEEPEST and _may_be_folder(store, path):
-            yield from _names(store, path, depth + 1)
+            yield from _names(store, path, depth + 1, others)
+        elif folder_is_local and len(others) < _MOST_OTHERS:
+            others.append(path)
 
 
 def _may_be_folder(store: Store, path: str) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import rlabel
 from rlabel.config import Fallback
@@ -33,6 +34,8 @@ from rlabel.vocabulary.vocabulary import Vocabulary, category_to_row
 TASKS = ("classify", "caption", "describe")
 # Distinct texts that are held at once, with what they are snapped to: about 50 MB in each of two processes.
 _MAX_TEXTS = 100_000
+# Fewer are not begun with while there may be more: batches of the embedder would be half empty.
+_FEW_TEXTS = 2048
 _WRITERS = 4
 _SHARDS_AT_ONCE = 8
 # Settings of the old run that say nothing of the new one.
@@ -163,39 +166,79 @@ def snap_run(
     """
     missing = sorted(source.committed() - run.committed())
     num_regions = source.manifest.plan.num_regions * len(missing) // max(1, source.num_shards)
-    with Beside(num_regions) as beside, ThreadPoolExecutor(1, thread_name_prefix="texts") as reader:
-        groups = _groups(source, missing, beside)
-        upcoming = reader.submit(next, groups, None)
+    beside = Beside(num_regions, source.store, run.store)
+    with beside, ThreadPoolExecutor(1, thread_name_prefix="texts") as reader:
+        groups = _Groups(source, missing, beside)
+        upcoming = groups.begin(reader)
         snapper = make_snapper()
-        while (group := upcoming.result()) is not None:
-            indexes, texts = group
-            new_snaps = dict(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
+        while True:
+            new_snaps: dict[str, NewSnap] = {}
+            for texts in groups.texts_as_they_come():
+                if upcoming.done():
+                    upcoming.result()  # a damaged shard is told of before the rest is embedded
+                new_snaps.update(zip(texts, map(NewSnap.of, snapper.snap(texts)), strict=True))
+            indexes = upcoming.result()
+            if not indexes:
+                return
             work = _SnapShards(source=source, run=run, new_snaps=new_snaps, carried=carried)
             together = [(None, indexes[at : at + _SHARDS_AT_ONCE]) for at in range(0, len(indexes), _SHARDS_AT_ONCE)]
             for _, num_shards in beside.map(work, together):
                 for _ in range(num_shards):
                     beat()
-            upcoming = reader.submit(next, groups, None)
+            upcoming = groups.begin(reader)
 
 
-def _groups(source: RunDirectory, indexes: Sequence[int], beside: Beside) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield shards, in order, with their distinct texts: so many shards together that the texts stay few enough to be held."""
-    group: list[int] = []
-    texts: dict[str, None] = {}
-    bodies = ((index, body) for index, (body, _) in source.read_bodies(indexes))
-    found = beside.map(distinct_texts_of, bodies)
-    for index in indexes:
-        try:
-            _, own = next(found)
-        except ValueError as error:
-            raise _unreadable(source, index, error) from error
-        texts.update(dict.fromkeys(own))
-        group.append(index)
-        if len(texts) >= _MAX_TEXTS:
-            yield group, list(texts)
-            group, texts = [], {}
-    if group:
-        yield group, list(texts)
+class _Groups:
+    """Shards in order, so many together that their distinct texts are few enough to be held; read in another thread than the one that snaps."""
+
+    def __init__(self, source: RunDirectory, indexes: Sequence[int], beside: Beside) -> None:
+        self._found = beside.chain(_TextsOf(source), indexes, _SHARDS_AT_ONCE)
+        # The texts of one shard that none before it in the group has; None where a group ends.
+        self._new: SimpleQueue[list[str] | None] = SimpleQueue()
+
+    def begin(self, reader: Executor) -> Future[list[int]]:
+        """Begin to read the next group; gives its shards, [] where there are no more. Raises RunError there for a damaged one."""
+        upcoming = reader.submit(self._read_group)
+        upcoming.add_done_callback(lambda _: self._new.put(None))
+        return upcoming
+
+    def texts_as_they_come(self) -> Iterator[list[str]]:
+        """Yield the distinct texts of the group that is being read, as many at a time as were read meanwhile."""
+        texts: list[str] = []
+        while (own := self._new.get()) is not None:
+            texts += own
+            if len(texts) >= _FEW_TEXTS and self._new.empty():
+                yield texts
+                texts = []
+        if texts:
+            yield texts
+
+    def _read_group(self) -> list[int]:
+        indexes: list[int] = []
+        texts: set[str] = set()
+        for index, own in self._found:
+            self._new.put([text for text in own if text not in texts])
+            texts.update(own)
+            indexes.append(index)
+            if len(texts) >= _MAX_TEXTS:
+                break
+        return indexes
+
+
+@dataclass(frozen=True, slots=True)
+class _TextsOf:
+    """Yields some shards, in order, with their distinct texts."""
+
+    source: RunDirectory
+
+    def __call__(self, indexes: Sequence[int]) -> Iterator[tuple[int, list[str]]]:
+        """Raises RunError naming the file of a shard that cannot be read."""
+        for index, (body, _) in self.source.read_bodies(indexes):
+            try:
+                texts = distinct_texts_of(body)
+            except ValueError as error:
+                raise _unreadable(self.source, index, error) from error
+            yield index, texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

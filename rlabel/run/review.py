@@ -29,6 +29,9 @@ _MAX_NAMED = 5
 _RUN_ID_LENGTH = 12
 DecisionKind = Literal["accept", "category", "abstain"]
 _KINDS: tuple[DecisionKind, ...] = ("accept", "category", "abstain")
+_EMPTY_REVIEW: JsonObject = {"format": "rlabel-review", "version": 1, "decisions": []}
+_DECISION_KEYS = ("region_key", "decision", "category_id")
+_MAKE_ANEW = "Delete the file, and apply the decisions again with `rlabel review`."
 _INFO, _ANNOTATIONS = b'{"info":', b'"annotations":['
 
 
@@ -47,13 +50,17 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewCounts:
-    """What an application of decisions came to. labels: in labels.reviewed.json. changed: given another category, or one at all."""
+    """What an application of decisions came to. labels: in labels.reviewed.json. changed: given another category, or one at all.
+
+    dropped: regions decided in the review before, and no longer: each application starts anew from labels.json.
+    """
 
     labels: int
     accepted: int
     changed: int
     abstained: int
     undecided: int
+    dropped: int
 
 
 def read_decisions(urls: Sequence[str], run: RunDirectory) -> dict[str, Decision]:
@@ -91,6 +98,30 @@ def read_decisions(urls: Sequence[str], run: RunDirectory) -> dict[str, Decision
     return {key: decision for key, (decision, _) in found.items()}
 
 
+def former_decisions(run: RunDirectory) -> list[Decision]:
+    """Return the decisions that were applied to the run last, in its order; none where nothing was reviewed.
+
+    Raises InputError for a reviewed.jsonl that is not what an application writes.
+    """
+    where = run.store.join(REVIEWED_LINES)
+    try:
+        with closing(run.store.open_read(REVIEWED_LINES)) as stream:
+            data = stream.read(_MAX_FILE_BYTES + 1)
+    except MissingFile:
+        return []
+    if len(data) > _MAX_FILE_BYTES:
+        raise InputError(f"{where}: expected at most {_MAX_FILE_BYTES} bytes, got more. {_MAKE_ANEW}")
+    try:
+        lines = [object_of(json.loads(line)) for line in data.splitlines()]
+        rows: list[JsonObject] = [{key: line[key] for key in _DECISION_KEYS if key in line} for line in lines]
+        validate({**_EMPTY_REVIEW, "run": run.fingerprint, "decisions": list[JsonValue](rows)}, "review", where)
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(
+            f"{where}: expected a decision in each line, got something else ({error}). {_MAKE_ANEW}"
+        ) from error
+    return [_decision(row) for row in rows]
+
+
 def apply_decisions(run: RunDirectory, decisions: dict[str, Decision]) -> ReviewCounts:
     """Write labels.reviewed.json and reviewed.jsonl into the run's folder and return what is in them.
 
@@ -98,11 +129,12 @@ def apply_decisions(run: RunDirectory, decisions: dict[str, Decision]) -> Review
     rows are those of labels.json, byte for byte.
 
     Raises UsageError for a run of another task, InputError for decisions on regions that the run has not or that cannot be
-    taken, RunError where labels.json and the shards are not of one run.
+    taken, or a damaged reviewed.jsonl of an earlier review, RunError where labels.json and the shards are not of one run.
     """
     if run.manifest.task != "classify":
         raise UsageError(f"{run.store.url}: expected a run of --task classify, got one of {run.manifest.task}.")
     before = _look(run, decisions)
+    former = {decision.region_key for decision in former_decisions(run)}
     counts: Counter[str] = Counter(decision.kind for decision in decisions.values())
     lines: list[bytes] = []
     work = _Work(run, decisions, before, lines)
@@ -114,6 +146,7 @@ def apply_decisions(run: RunDirectory, decisions: dict[str, Decision]) -> Review
         changed=counts["category"],
         abstained=counts["abstain"],
         undecided=before.num_regions - len(decisions),
+        dropped=len(former - decisions.keys()),
     )
 
 

@@ -33,6 +33,7 @@ SILENT_S = 60.0
 _READERS = 16
 _REASONS_SHOWN = 10
 _REASONS_KEPT = 1000
+_MOST_BYTES = 16 << 20
 _OTHER_REASONS = "other reasons"
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
 _QUOTED = re.compile(r"'[^']*'")
@@ -253,10 +254,12 @@ def write_status(store: Store, status: RunStatus) -> None:
 def read_status(store: Store) -> RunStatus | None:
     """Return the status last written, or None if there is none. Raises RunError when the file is no status."""
     try:
-        data = store.read(STATUS)
+        data = store.read_start(STATUS, _MOST_BYTES + 1)
     except MissingFile:
         return None
     try:
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
         document = json.loads(data)
         validate(document, "status", store.join(STATUS))
         return _from_json(document)

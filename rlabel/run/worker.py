@@ -96,14 +96,15 @@ class LabelWorker:
             compute_dtype=settings.compute_dtype or settings.dtype,
             attention=settings.attention,
             compile=settings.compile,
+            compile_mode=settings.compile_mode,
         )
         decoders = IsolatedDecoders() if settings.isolate_decoders else None  # starts while the model is loaded
         logging.disable_progress_bar()  # bars would flood a job's log
         # On a GPU the CPUs have nothing else to do; without one they are the model's.
         num_prepare = settings.cpus_per_actor if device.startswith("cuda") else 1
         if spec.plain is not None:
-            describer, self.quantized_layers = _plain_describer(spec, spec.plain, precision, device)
-            self.labeler: Labeler | QueryLabeler = _region_labeler(spec, describer, _snapper(spec), None, num_prepare)
+            self.labeler: Labeler | QueryLabeler
+            self.labeler, self.quantized_layers = _plain_labeler(spec, spec.plain, precision, device, num_prepare)
         else:
             model = load_model(spec.model, precision, device)
             self.quantized_layers = quantized_layers(model) if settings.quantization != "none" else []
@@ -199,7 +200,7 @@ def _labeler(spec: WorkerSpec, engine: Engine, num_prepare: int) -> Labeler | Qu
     elif settings.num_questions > 1 and settings.decoding != "hybrid":
         describer = EnsembleDescriber(engine, name_questions(settings))
     elif settings.decoding == "hybrid" and vocabulary is not None and snapper is not None:
-        choosing = Choosing(vocabulary, by_sum=settings.rank_by == "total")
+        choosing = _choosing(settings, vocabulary)
         near = _near_names(snapper, choosing)
         questions = name_questions(settings) if settings.num_questions > 1 else ()
         describer = HybridDescriber(engine, choosing.names, settings.num_candidates, near, settings.rank_by, questions)
@@ -232,7 +233,7 @@ def _snapper(spec: WorkerSpec) -> Snapper | None:
         return None
     return Snapper(
         spec.vocabulary,
-        MiniLmEmbedder(settings.embedder),
+        MiniLmEmbedder(settings.embedder, dtype=settings.embedder_dtype),
         settings.threshold,
         settings.margin,
         thesaurus=load_thesaurus(settings.thesaurus),
@@ -240,25 +241,45 @@ def _snapper(spec: WorkerSpec) -> Snapper | None:
     )
 
 
-def _plain_describer(
-    spec: WorkerSpec, plain: PlainModel, precision: Precision, device: str
-) -> tuple[Describer, list[str]]:
-    """Return the describer of a model that is no RegionGPT, and the names of its quantized layers."""
+def _choosing(settings: LabelSettings, vocabulary: Vocabulary) -> Choosing:
+    return Choosing(vocabulary, by_sum=settings.rank_by == "total")
+
+
+def _plain_labeler(
+    spec: WorkerSpec, plain: PlainModel, precision: Precision, device: str, num_prepare: int
+) -> tuple[Labeler, list[str]]:
+    """Return the labeler of a model that is no RegionGPT, and the names of its quantized layers."""
     from rlabel.regiongpt.quantization import quantized_layers
     from rlabel.vlm.describer import PlainDescriber
     from rlabel.vlm.inputs import open_processor
     from rlabel.vlm.loading import load_model
+    from rlabel.vlm.naming import NameOptions
 
-    settings = spec.settings
-    model = load_model(Path(spec.model), precision, device)
+    settings, snapper, trusted = spec.settings, _snapper(spec), spec.settings.trust_remote_code
+    model = load_model(Path(spec.model), precision, device, trust_remote_code=trusted)
+    names = choosing = None
+    if settings.decoding != "free" and spec.vocabulary is not None and snapper is not None:
+        candidates = _choosing(settings, spec.vocabulary)
+        hybrid = settings.decoding == "hybrid"
+        choosing = candidates if hybrid else None
+        names = NameOptions(
+            names=candidates.names,
+            hybrid=hybrid,
+            num_candidates=settings.num_candidates,
+            search=settings.search,
+            rank_by=settings.rank_by,
+            near=_near_names(snapper, candidates) if hybrid else None,
+        )
     describer = PlainDescriber(
         model,
-        open_processor(Path(spec.model), plain),
+        open_processor(Path(spec.model), plain, trust_remote_code=trusted),
         max_new_tokens=settings.answer_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         share="none" if settings.prefix_sharing == "none" else "auto",
+        names=names,
     )
-    return describer, quantized_layers(model) if settings.quantization != "none" else []
+    layers = quantized_layers(model) if settings.quantization != "none" else []
+    return _region_labeler(spec, describer, snapper, choosing, num_prepare), layers
 
 
 def _near_names(snapper: Snapper, choosing: Choosing) -> Callable[[Sequence[str]], list[list[str]]]:

@@ -81,6 +81,11 @@ class LocalBackend:
         with self.open_read(path) as stream:
             return stream.read()
 
+    def read_start(self, path: str, num_bytes: int) -> bytes:
+        with self.open_read(path) as stream:
+            # No more than there is: a stream makes room for all that it is asked for.
+            return stream.read(min(num_bytes, os.fstat(stream.fileno()).st_size + 1))
+
     def open_read(self, path: str) -> BinaryIO:
         target = self.inside(path)
         # Opening a pipe would wait for a writer forever, and a device may never end.
@@ -98,7 +103,8 @@ class LocalBackend:
             return []
 
     def delete(self, path: str) -> None:
-        self.inside(path).unlink(missing_ok=True)
+        folder, _, name = path.rpartition("/")
+        (self.inside(folder) / name).unlink(missing_ok=True)  # a link itself, not the file that it leads to
 
     def remove_leftovers(self, folder: str, older_than_s: float) -> int:
         num_removed = 0

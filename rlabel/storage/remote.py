@@ -92,6 +92,18 @@ class RemoteBackend:
         self.filesystem.invalidate_cache()  # a listing may be older than the file
         return cast(bytes, driver(lambda: self.filesystem.cat_file(self.inside(path))))
 
+    def read_start(self, path: str, num_bytes: int) -> bytes:
+        self.filesystem.invalidate_cache()
+        target = self.inside(path)
+        try:
+            return cast(bytes, driver(lambda: self.filesystem.cat_file(target, start=0, end=num_bytes)))
+        except FileNotFoundError:
+            raise
+        except OSError:  # S3 refuses to give the first byte of what has none
+            if driver(lambda: self.filesystem.info(target))["size"]:
+                raise
+            return b""
+
     def open_read(self, path: str) -> BinaryIO:
         def open_stream() -> Any:
             self.filesystem.invalidate_cache()

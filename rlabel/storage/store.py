@@ -87,6 +87,13 @@ class Store:
         """Return all bytes of an object. Raises MissingFile."""
         return self._call("read", path, self._backend.read)
 
+    def read_start(self, path: str, num_bytes: int) -> bytes:
+        """Return the first bytes of an object, so many at most, as they were at one moment. Raises MissingFile.
+
+        For files whose length is nobody's promise: to see whether one is too long, ask for a byte more.
+        """
+        return self._call("read", path, lambda checked: self._backend.read_start(checked, num_bytes))
+
     def open_read(self, path: str) -> BinaryIO:
         """Return an object opened for reading, to be closed by the caller. Raises MissingFile.
 

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rlabel.corpus.inputs import PreparedImage, prepare_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.labeled import LabeledImage, LabeledRegion
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
-from rlabel.corpus.picture import LargePicture, PixelsHWC
+from rlabel.corpus.picture import LargePicture, PixelsHWC, Sight
 from rlabel.prompts.tasks import RegionFacts, RelationFact, draw_turns
 from rlabel.prompts.templates import Turn
 from rlabel.records import Region
@@ -56,8 +57,17 @@ class Sample:
     teaches_pooled: bool = True
 
 
+class Batch(list[Sample]):
+    """The usable samples of a batch. unusable: of each picture of it that gave none, why, with its name."""
+
+    unusable: tuple[str, ...] = ()
+
+
 class BatchDataset(Dataset[list[Sample]]):
-    """Batches of one stage by number: batch b of rank r is the same bytes whoever asks, so that a run can resume at any step."""
+    """Batches of one stage by number: batch b of rank r is the same bytes whoever asks, so that a run can resume at any step.
+
+    Pictures are decoded in processes of their own: one that crashes its decoder is unusable as any other bad one is.
+    """
 
     def __init__(
         self, corpus: TrainCorpus, processor: RegionGPTProcessor, stage: Stage, seed: int, rank: int, world_size: int
@@ -70,6 +80,7 @@ class BatchDataset(Dataset[list[Sample]]):
         self.world_size = world_size
         self.limits = Limits()
         self.first_batch = 0
+        self._unusable: list[str] = []
         self._stores: tuple[int, dict[str, Store]] = (0, {})
         self._epoch: tuple[int, tuple[Numbers, Numbers]] | None = None
 
@@ -88,8 +99,8 @@ class BatchDataset(Dataset[list[Sample]]):
     def __len__(self) -> int:
         return self.stage.num_batches(self.corpus.epoch_size, self.world_size) - self.first_batch
 
-    def __getitem__(self, number: int) -> list[Sample]:
-        """Return the usable samples of one batch; [] where every picture of it is unusable."""
+    def __getitem__(self, number: int) -> Batch:
+        """Return the usable samples of one batch; none where every picture of it is unusable."""
         epoch, batch = divmod(number + self.first_batch, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, epoch_order(self.corpus, self.seed, epoch))
@@ -100,7 +111,10 @@ class BatchDataset(Dataset[list[Sample]]):
         draw = np.random.default_rng((self.seed, epoch, batch)).random()  # one for all ranks: they work alike
         teaches_pooled = bool(draw < self.stage.pooled_share)
         samples = [self.sample(int(order[i]), epoch, self.stage.augment, int(again[i]), teaches_pooled) for i in places]
-        return [sample for sample in samples if sample is not None]
+        usable = Batch(sample for sample in samples if sample is not None)
+        usable.unusable = tuple(self._unusable)
+        self._unusable.clear()
+        return usable
 
     def sample(
         self, index: int, epoch: int, augment: Augment | None, again: int = 0, teaches_pooled: bool = True
@@ -109,8 +123,9 @@ class BatchDataset(Dataset[list[Sample]]):
         image, part = self.corpus.images[index], self.corpus.part_of(index)
         random = np.random.default_rng((self.seed, epoch, index, again) if again else (self.seed, epoch, index))
         images = self.processor.image_processor
-        prepared = prepare_image(self.store(part.images_url), image.record, self.limits, sight=images.sight)
+        prepared = self._prepared(part, image, images.sight)
         if prepared.picture is None or not prepared.regions:
+            self._unusable += [failure.reason for failure in prepared.failures[:1]]
             return None
         picture, regions = prepared.picture, _shown(prepared, image, part)
         if len(regions) > self.stage.max_regions_per_image:
@@ -161,6 +176,10 @@ class BatchDataset(Dataset[list[Sample]]):
         conversations = tuple((turn,) for turn in turns) if one_each else (tuple(turns),) if turns else ()
         return replace(sample, conversations=conversations)
 
+    def _prepared(self, part: Part, image: LabeledImage, sight: Sight | None) -> PreparedImage:
+        store, decoders = self.store(part.images_url), shared_decoders()
+        return prepare_image(store, image.record, self.limits, sight=sight, decoder=decoders)
+
     def _with_pasted(
         self, index: int, picture: PixelsHWC | LargePicture, regions: list[_Shown], random: Generator
     ) -> tuple[PixelsHWC | LargePicture, list[_Shown]]:
@@ -170,7 +189,7 @@ class BatchDataset(Dataset[list[Sample]]):
             return picture, regions
         other = (index + 1 + int(random.integers(len(self.corpus.images) - 1))) % len(self.corpus.images)
         image, part = self.corpus.images[other], self.corpus.part_of(other)
-        prepared = prepare_image(self.store(part.images_url), image.record, self.limits)
+        prepared = self._prepared(part, image, None)
         other_HWC = prepared.pixels_HWC
         if other_HWC is None:
             return picture, regions

@@ -39,7 +39,7 @@ from rlabel.training.checkpoint import (
     read_place,
 )
 from rlabel.training.corpus import TrainCorpus
-from rlabel.training.dataset import BatchDataset, NameDataset, Sample, keep_samples
+from rlabel.training.dataset import Batch, BatchDataset, NameDataset, Sample, keep_samples
 from rlabel.training.freezing import parameter_groups
 from rlabel.training.mixture import Mixture, open_mixture
 from rlabel.training.names import remember_names
@@ -109,6 +109,8 @@ _HEARTBEAT_S = 15.0
 _MAX_REFUSED = 10
 # Steps after which holes in the heap are given back.
 _TRIM_EVERY = 100
+# Batches in a row without one usable picture before it is given up: then it is the folder or its disk, and no picture.
+_MAX_EMPTY = 100
 # Pictures whose tokens are kept, encoded once, while names are spelled: some 100 MB at a width of 256.
 _BANK_IMAGES = 1500
 _BANK_BATCH = 8
@@ -181,6 +183,7 @@ class _StageRun:
         self.trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
         self.best = Best(stage, begun)
+        self.num_empty = 0
         if checkpoint is not None:
             load_optimizer_state(self.optimizer, load_optimizer(checkpoint))
             if stage.keep == "best" and begun.best_accuracy is not None:
@@ -248,9 +251,20 @@ class _StageRun:
                 )
             (result.loss / stage.accumulate).backward()
             meter.add(float(result.loss.detach()), result.num_right, result.num_regions)
-            if stage.objective != "spell":
-                meter.num_unusable += stage.images_per_batch - len(samples)
+            if isinstance(samples, Batch):
+                meter.add_unusable(stage.images_per_batch - len(samples), samples.unusable)
+                self._count_empty(samples, step)
         return norm_of(torch.nn.utils.clip_grad_norm_(self.trained, stage.clip_norm))
+
+    def _count_empty(self, batch: Batch, step: int) -> None:
+        """Raise RunError when no batch gave anything for too long. One that trains on nothing would end as if all were well."""
+        self.num_empty = 0 if batch else self.num_empty + 1
+        if self.num_empty == _MAX_EMPTY:
+            reason = batch.unusable[0] if batch.unusable else "their regions cannot be used."
+            raise RunError(
+                f"stage {self.stage.name}, step {step + 1}: expected pictures to train on, got none in {_MAX_EMPTY} batches; the last: "
+                f"{reason} Check the folder of the pictures; the same command goes on from the last checkpoint."
+            )
 
     def _validate(self, done: int) -> float:
         assert self.validation is not None

@@ -8,6 +8,7 @@ from typing import Literal
 
 from rlabel.corpus.coco import LabeledCorpus, read_labeled
 from rlabel.corpus.inputs import prepare_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.labeled import Format, LabeledCategory, LabeledImage, LabeledSource
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.open import open_labeled
@@ -123,7 +124,7 @@ def check_pictures(part: Part) -> None:
         )
     first_reason = ""
     for image in islice(part.images, _LOOKED_AT):
-        prepared = prepare_image(store, image.record, limits)
+        prepared = prepare_image(store, image.record, limits, decoder=shared_decoders())
         if prepared.regions:
             return
         first_reason = first_reason or prepared.failures[0].reason

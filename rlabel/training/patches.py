@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlabel.corpus.inputs import prepare_image
+from rlabel.corpus.isolation import shared_decoders
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
 from rlabel.errors import InputError
@@ -149,7 +150,8 @@ def look(
     for index, image in enumerate(corpus.images):
         part = corpus.part_of(index)
         images = processor.image_processor
-        prepared = prepare_image(stores[part.images_url], image.record, limits, sight=images.sight)
+        store, decoders = stores[part.images_url], shared_decoders()
+        prepared = prepare_image(store, image.record, limits, sight=images.sight, decoder=decoders)
         labels = {label.region.key: label for label in image.labels}
         own = [labels[region.region.key] for region in prepared.regions]
         scenes.append(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+# Reasons why pictures are unusable, each told once: in a line, and of a stage.
+_REASONS_A_LINE, _MOST_REASONS = 20, 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """One line of the training log: means since the line before.
 
-    num_unusable: pictures that gave no region to train on. note: what a stage does before its first step; then the means are all 0.
+    num_unusable: pictures that gave no region to train on. unusable: why, with their names, of those that no line told of before, some
+    at most; of several workers what the first one met. note: what a stage does before its first step; then the means are all 0.
     kept_step: at the end of a validated stage, the step whose weights it leaves. best_accuracy: of the stage's validations so far.
     """
 
@@ -24,6 +29,7 @@ class Progress:
     regions_per_s: float
     val_accuracy: float | None = None
     num_unusable: int = 0
+    unusable: tuple[str, ...] = ()
     note: str = ""
     kept_step: int | None = None
     best_accuracy: float | None = None
@@ -38,11 +44,13 @@ class Meter:
     """Running means since the last progress line."""
 
     def __init__(self) -> None:
+        self._told: set[str] = set()
         self.reset()
 
     def reset(self) -> None:
         self.losses: list[float] = []
         self.right = self.total = self.num_unusable = 0
+        self._unusable: list[str] = []
         self.since = time.monotonic()
 
     @property
@@ -55,6 +63,14 @@ class Meter:
         self.right += right
         self.total += total
 
+    def add_unusable(self, count: int, reasons: Iterable[str]) -> None:
+        """Count pictures that gave nothing, and keep the reasons that are new."""
+        self.num_unusable += count
+        for reason in reasons:
+            if len(self._unusable) < _REASONS_A_LINE and len(self._told) < _MOST_REASONS and reason not in self._told:
+                self._told.add(reason)
+                self._unusable.append(reason)
+
     def progress(self, stage: str, step: int, num_steps: int, val_accuracy: float | None) -> Progress:
         line = Progress(
             stage=stage,
@@ -65,6 +81,7 @@ class Meter:
             regions_per_s=self.total / max(self.age_s, 1e-9),
             val_accuracy=val_accuracy,
             num_unusable=self.num_unusable,
+            unusable=tuple(self._unusable),
         )
         self.reset()
         return line
@@ -78,9 +95,9 @@ def progress_text(progress: Progress) -> str:
     if progress.kept_step is not None and progress.best_accuracy is not None:
         early = ", ends early" if progress.step < progress.num_steps else ""
         validated += f"  keeps step {progress.kept_step} (best val {100 * progress.best_accuracy:.1f} %){early}"
-    unusable = (
-        f"  {progress.num_unusable} pictures unusable (rlabel validate says why)" if progress.num_unusable else ""
-    )
+    unusable = f"  {progress.num_unusable} pictures unusable" if progress.num_unusable else ""
+    if progress.unusable:
+        unusable += f": {progress.unusable[0]} (rlabel validate lists all)"
     return (
         f"{progress.stage} {progress.step}/{progress.num_steps}  loss {progress.loss:.3f}  "
         f"train {100 * progress.train_accuracy:.1f} %{validated}  {progress.regions_per_s:.0f} regions/s{unusable}"

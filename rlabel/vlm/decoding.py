@@ -1,16 +1,15 @@
 """Greedy answers of a plain model: in float32 the texts that transformers' own `generate` gives for each region alone, however they are computed.
 
 - behind a shared prompt: the tokens in which all regions of a picture agree, the picture's among them, go through the language model once; their keys
-  and values are copied for each region, and only what differs is computed anew;
+  and values are copied for each region, and only what differs is computed anew (`rows`);
 - with a shared picture: the vision tower sees the picture once, then `generate` answers all prompts of it, which are equally long;
 - plainly: `generate`, pictures of equal shape together.
 
-Legend: R regions, P tokens that they share, S further tokens of the longest prompt, V vocabulary.
+Legend: R regions, S tokens of a prompt, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rlabel.vlm.inputs import Look, to_device
+from rlabel.vlm.rows import PlainRows, positions_of
 
-Row = dict[str, Tensor]
 # A step of fewer rows pays for the copying that it takes once this share of them is done.
 _DONE_SHARE = 0.25
 
@@ -41,126 +40,14 @@ def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(token for token in ids if token is not None))
 
 
-def shared_length(rows: Sequence[Row]) -> int:
-    """Return how many first tokens all prompts share, at least one token short of the shortest."""
-    prompts = [row["input_ids"][0] for row in rows]
-    shortest = min(len(ids) for ids in prompts)
-    first_S = prompts[0][:shortest]
-    differs_S = torch.zeros(shortest, dtype=torch.bool)
-    for ids in prompts[1:]:
-        differs_S |= ids[:shortest] != first_S
-    differing = differs_S.nonzero()
-    return min(int(differing[0]) if len(differing) else shortest, shortest - 1)
-
-
-@torch.inference_mode()
-def answers_behind_prefix(
-    model: Any, look: Look, stops: Sequence[int], max_new_tokens: int, max_tokens: int
-) -> list[Said] | None:
-    """Return the answers to all prompts of a picture, what they share computed once; None where they do not share the whole picture.
-
-    max_tokens: of prompts and answers held at once.
-    """
-    shared = shared_length(look.rows)
-    if not _holds_the_picture(model, look.rows[0]["input_ids"][0, shared:]):
-        return None
-    positions = [_positions(model, look, row) for row in look.rows]
-    first = {name: value[:, :shared] for name, value in look.rows[0].items()}
-    out = model(
-        **to_device(look.picture, model.device, model.dtype),
-        **to_device(first, model.device, model.dtype),
-        position_ids=positions[0][..., :shared].to(model.device),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = out.past_key_values
-    suffixes = [row["input_ids"][0, shared:] for row in look.rows]
-    # A window is counted in cells of the cache, so padding would push what is seen out of it.
-    padded = not any(cache.is_sliding)
-    said: list[Said | None] = [None] * len(suffixes)
-    for group in _groups(suffixes, shared, max_new_tokens, max_tokens, padded=padded):
-        own = copy.deepcopy(cache)
-        own.batch_repeat_interleave(len(group))
-        answers = _go_on(
-            model, own, shared, [suffixes[i] for i in group], [positions[i][..., shared:] for i in group],
-            stops, max_new_tokens,
-        )  # fmt: skip
-        for i, answer in zip(group, answers, strict=True):
-            said[i] = answer
-    assert all(answer is not None for answer in said)
-    return [answer for answer in said if answer is not None]
-
-
-def _holds_the_picture(model: Any, rest_S: Tensor) -> bool:
-    """Return whether no token of the picture lies in the rest of a prompt, behind what is shared."""
-    config = model.config
-    tokens = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
-    known = [token for token in tokens if isinstance(token, int)]
-    return bool(known) and not torch.isin(rest_S, torch.tensor(known)).any()
-
-
-def _positions(model: Any, look: Look, row: Row) -> Tensor:
-    """Return the positions of a whole prompt: (1, S), or (3, 1, S) for families with time, height and width (M-RoPE)."""
-    ids = row["input_ids"]
-    rope = getattr(model.base_model, "get_rope_index", None)
-    if rope is None:
-        return torch.arange(ids.shape[1])[None]
-    grids = {name: value for name, value in look.picture.items() if name.endswith("grid_thw")}
-    positions_31S: Tensor = rope(ids, mm_token_type_ids=row["mm_token_type_ids"], **grids)[0]
-    return positions_31S
-
-
-def _groups(
-    suffixes: Sequence[Tensor], shared: int, max_new_tokens: int, max_tokens: int, *, padded: bool
-) -> list[list[int]]:
-    """Return which prompts go on together: so many that the budget is kept, and of one length where they may not be padded."""
-    order = list(range(len(suffixes)))
-    if not padded:
-        order.sort(key=lambda i: (len(suffixes[i]), i))
-    groups: list[list[int]] = []
-    longest = 0
-    for i in order:
-        length = len(suffixes[i])
-        longest = max(longest, length)
-        fits = groups and (len(groups[-1]) + 1) * (shared + longest + max_new_tokens) <= max_tokens
-        if groups and fits and (padded or length == len(suffixes[groups[-1][0]])):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-            longest = length
-    return groups
-
-
-def _go_on(
-    model: Any,
-    cache: Any,
-    shared: int,
-    suffixes: Sequence[Tensor],
-    positions: Sequence[Tensor],
-    stops: Sequence[int],
-    max_new_tokens: int,
-) -> list[Said]:
-    """Return the answers behind R suffixes of a shared prompt, whose cache has R rows and is used up."""
-    device, longest = model.device, max(len(suffix) for suffix in suffixes)
-    num_rows = len(suffixes)
-    ids_RS = torch.zeros(num_rows, longest, dtype=torch.long)
-    mask_RT = torch.ones(num_rows, shared + longest, dtype=torch.long)
-    # Padding stands between what is shared and what is not; nothing looks at it, and its own positions mean nothing.
-    places = positions[0].new_zeros((*positions[0].shape[:-2], num_rows, longest))
-    for i, (suffix, own) in enumerate(zip(suffixes, positions, strict=True)):
-        pad = longest - len(suffix)
-        ids_RS[i, pad:] = suffix
-        mask_RT[i, shared : shared + pad] = 0
-        places[..., i, pad:] = own[..., 0, :]
-    # The first new token stands behind the farthest one of the whole prompt. Text follows the picture, so that is the last one.
-    next_R = places.reshape(-1, num_rows, longest).amax((0, 2)) + 1
-    places, mask_RT, next_R = places.to(device), mask_RT.to(device), next_R.to(device)
+def grown(rows: PlainRows, logits_RV: Tensor, stops: Sequence[int], max_new_tokens: int) -> list[Said]:
+    """Return the answers behind R rows, which are used up. logits_RV: of their first tokens."""
+    device, num_rows = logits_RV.device, len(logits_RV)
     stops_on_device = torch.tensor(list(stops), device=device)
-    logits_RV = _forward(model, ids_RS.to(device), mask_RT, places, cache)
     region_R = torch.arange(num_rows)
     done_R = torch.zeros(num_rows, dtype=torch.bool)
-    ids: list[list[int]] = [[] for _ in suffixes]
-    logprobs: list[list[float]] = [[] for _ in suffixes]
+    ids: list[list[int]] = [[] for _ in range(num_rows)]
+    logprobs: list[list[float]] = [[] for _ in range(num_rows)]
     for number in range(max_new_tokens):
         # Picked from the raw logits, as generate does.
         token_R = logits_RV.argmax(-1)
@@ -177,42 +64,57 @@ def _go_on(
             break
         if int(done_R.sum()) >= _DONE_SHARE * len(done_R):
             kept_R = (~done_R).nonzero()[:, 0]
-            on_device = kept_R.to(device)
-            cache.batch_select_indices(on_device)
-            region_R, done_R, token_R = region_R[kept_R], done_R[kept_R], token_R[on_device]
-            mask_RT, next_R = mask_RT[on_device], next_R[on_device]
-        mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(mask_RT), 1)], 1)
-        places = next_R[:, None].expand(*positions[0].shape[:-2], -1, 1)
-        logits_RV = _forward(model, token_R[:, None], mask_RT, places, cache)
-        next_R = next_R + 1
+            rows.keep(kept_R)
+            region_R, done_R, token_R = region_R[kept_R], done_R[kept_R], token_R[kept_R.to(device)]
+        logits_RV = rows.feed(token_R[:, None])
     return [Said(ids=tuple(own), logprobs=tuple(values)) for own, values in zip(ids, logprobs, strict=True)]
 
 
-def _forward(model: Any, ids_RS: Tensor, mask_RT: Tensor, places: Tensor, cache: Any) -> Tensor:
-    """Return float32 logits_RV of the tokens that follow; the cache grows."""
-    out = model(
-        input_ids=ids_RS,
-        attention_mask=mask_RT,
-        position_ids=places,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    logits_RV: Tensor = out.logits[:, -1].float()
-    return logits_RV
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What `generate` is given for R prompts of equal length. next_R: positions behind them for families with M-RoPE, else None."""
+
+    inputs: dict[str, Any]
+    num_rows: int
+    num_tokens: int
+    next_R: Tensor | None
+    leads: tuple[int, ...]
 
 
-@torch.inference_mode()
-def answers_by_generate(
-    model: Any, look: Look, stops: Sequence[int], max_new_tokens: int, rows: Sequence[int]
-) -> list[Said]:
-    """Return the answers to some prompts of one picture, of equal length, the vision tower seeing it once where there are several."""
+def given_rows(model: Any, look: Look, rows: Sequence[int]) -> Given:
+    """Return some prompts of one picture, of equal length, for `generate`; the vision tower sees it once, here, where there are several."""
     prompts = [look.rows[i] for i in rows]
-    given = {name: torch.cat([row[name] for row in prompts]) for name in prompts[0]}
+    together = {name: torch.cat([row[name] for row in prompts]) for name in prompts[0]}
     picture = to_device(look.picture, model.device, model.dtype)
     if len(prompts) > 1:
         picture = _seen(model, picture, len(prompts))
-    return _generated(model, {**to_device(given, model.device, model.dtype), **picture}, stops, max_new_tokens)
+    inputs = {**to_device(together, model.device, model.dtype), **picture}
+    return _given(model, inputs, [(look, row) for row in prompts])
+
+
+def given_looks(model: Any, looks: Sequence[Look]) -> Given:
+    """Return the single prompts of pictures whose tensors are of equal shape, for `generate`."""
+    rows = {name: torch.cat([look.rows[0][name] for look in looks]) for name in looks[0].rows[0]}
+    pictures = {name: torch.cat([look.picture[name] for look in looks]) for name in looks[0].picture}
+    inputs = {**to_device(rows, model.device, model.dtype), **to_device(pictures, model.device, model.dtype)}
+    return _given(model, inputs, [(look, look.rows[0]) for look in looks])
+
+
+def _given(model: Any, inputs: dict[str, Any], prompts: Sequence[tuple[Look, dict[str, Tensor]]]) -> Given:
+    next_R: Tensor | None = None
+    leads: tuple[int, ...] = ()
+    if hasattr(model.base_model, "get_rope_index"):
+        positions = [positions_of(model, look, row) for look, row in prompts]
+        next_R = torch.stack([own.amax() + 1 for own in positions]).to(model.device)
+        leads = tuple(positions[0].shape[:-2])
+    num_rows, num_tokens = inputs["input_ids"].shape
+    return Given(inputs=inputs, num_rows=num_rows, num_tokens=num_tokens, next_R=next_R, leads=leads)
+
+
+def shape_of(look: Look) -> tuple[Any, ...]:
+    """Return what two pictures with one prompt each must agree in to go through the model together."""
+    tensors = {**look.picture, **look.rows[0]}
+    return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(tensors.items()))
 
 
 def _seen(model: Any, picture: dict[str, Any], num_rows: int) -> dict[str, Any]:
@@ -226,23 +128,6 @@ def _seen(model: Any, picture: dict[str, Any], num_rows: int) -> dict[str, Any]:
     out = features(pixel_values=picture["pixel_values"])
     out.pooler_output = out.pooler_output.expand(num_rows, -1, -1)
     return {"mm_encoder_outputs": {"image": out}}
-
-
-@torch.inference_mode()
-def answers_together(model: Any, looks: Sequence[Look], stops: Sequence[int], max_new_tokens: int) -> list[Said]:
-    """Return the answers to the single prompts of pictures whose tensors are of equal shape."""
-    rows = {name: torch.cat([look.rows[0][name] for look in looks]) for name in looks[0].rows[0]}
-    pictures = {name: torch.cat([look.picture[name] for look in looks]) for name in looks[0].picture}
-    return _generated(
-        model, {**to_device(rows, model.device, model.dtype), **to_device(pictures, model.device, model.dtype)},
-        stops, max_new_tokens,
-    )  # fmt: skip
-
-
-def shape_of(look: Look) -> tuple[Any, ...]:
-    """Return what two pictures with one prompt each must agree in to go through the model together."""
-    tensors = {**look.picture, **look.rows[0]}
-    return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(tensors.items()))
 
 
 class _Recorder(LogitsProcessor):
@@ -259,10 +144,53 @@ class _Recorder(LogitsProcessor):
         return scores
 
 
-def _generated(model: Any, inputs: dict[str, Any], stops: Sequence[int], max_new_tokens: int) -> list[Said]:
+def answers_of(model: Any, given: Given, stops: Sequence[int], max_new_tokens: int) -> list[Said]:
     """Return what `generate` says, greedily. A repository's own sampling settings and penalties are left out: they are for chats, not for scores."""
     recorder = _Recorder()
+    generate(model, given, stops, max_new_tokens, logits_processor=LogitsProcessorList([recorder]))
+    tokens_RM = torch.stack(recorder.tokens, 1).tolist()
+    logprobs_RM = torch.stack(recorder.logprobs, 1).tolist()
+    said = []
+    for tokens, values in zip(tokens_RM, logprobs_RM, strict=True):
+        end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
+        said.append(Said(ids=tuple(tokens[:end]), logprobs=tuple(values[:end])))
+    return said
+
+
+def rows_of(model: Any, given: Given, stops: Sequence[int], max_tokens: int) -> tuple[PlainRows, Tensor]:
+    """Return rows behind whole prompts as `generate` computes them, and logits_RV of their first tokens.
+
+    A token that the family's answers are made to begin with (BART's) counts as part of the prompt.
+    """
+    out = generate(model, given, stops, 1, return_dict_in_generate=True, output_logits=True)
+    seen = given.num_tokens
+    if model.config.is_encoder_decoder:
+        seen = out.sequences.shape[1] - 1
+    mask_RT = torch.ones(given.num_rows, seen, dtype=torch.long, device=out.sequences.device)
+    if not model.config.is_encoder_decoder and "attention_mask" in given.inputs:
+        mask_RT = given.inputs["attention_mask"]
+    rows = PlainRows(
+        model,
+        out.past_key_values,
+        mask_RT,
+        given.next_R,
+        leads=given.leads,
+        num_encoded=given.num_tokens if model.config.is_encoder_decoder else 0,
+        max_tokens=max_tokens,
+    )
+    forced = getattr(model.generation_config, "forced_bos_token_id", None)
+    if forced is not None:
+        return rows, rows.feed(torch.full((given.num_rows, 1), forced, device=mask_RT.device))
+    return rows, out.logits[0].float()
+
+
+_OF_CONFIG = ("min_new_tokens", "return_dict_in_generate", "output_logits")
+
+
+def generate(model: Any, given: Given, stops: Sequence[int], max_new_tokens: int, **more: Any) -> Any:
+    """Return what transformers' own `generate` gives, greedily and without a repository's own settings. more: of `generate`, or what it is to return."""
     pad = model.generation_config.pad_token_id
+    own = {name: more.pop(name) for name in _OF_CONFIG if name in more}
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -271,13 +199,6 @@ def _generated(model: Any, inputs: dict[str, Any], stops: Sequence[int], max_new
         no_repeat_ngram_size=0,
         eos_token_id=list(stops),
         pad_token_id=stops[0] if pad is None and stops else pad,
-        return_dict_in_generate=False,
+        **own,
     )
-    model.generate(**inputs, generation_config=config, logits_processor=LogitsProcessorList([recorder]))
-    tokens_RM = torch.stack(recorder.tokens, 1).tolist()
-    logprobs_RM = torch.stack(recorder.logprobs, 1).tolist()
-    said = []
-    for tokens, values in zip(tokens_RM, logprobs_RM, strict=True):
-        end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
-        said.append(Said(ids=tuple(tokens[:end]), logprobs=tuple(values[:end])))
-    return said
+    return model.generate(**given.inputs, generation_config=config, **more)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,11 @@ from rlabel.vlm.families import UNKNOWN, Family, family_of
 from rlabel.vlm.loading import (
     find_model,
     is_regiongpt,
-    language_part,
     load_processor,
     model_type_of,
     outline,
-    quantizable_layers,
 )
+from rlabel.vlm.quantizing import language_part, quantizable_layers
 from rlabel.vlm.showing import box_text
 
 # Bytes a number. nf4: 4 bits, and 8 for each block of 64 with 32 for each 256 blocks (QLoRA, section 3: 0.127 bits a parameter).
@@ -61,8 +62,10 @@ class Numbers:
         return round(self.quantizable * _QUANTIZED_BYTES[precision] + rest)
 
 
-def examine(model: str, family: str | None = None) -> dict[str, Any]:
+def examine(model: str, family: str | None = None, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return what can be said of a model given as a folder or hub id: one JSON object, see README. family: taken for its own.
+
+    trust_remote_code: the code of its repository is run, with the user's rights.
 
     Raises InputError for what cannot be used at all, UsageError for an unknown family name.
     """
@@ -70,7 +73,7 @@ def examine(model: str, family: str | None = None) -> dict[str, Any]:
 
     logging.set_verbosity_error()  # what it has to say of a configuration is for those who load it
     is_here = Path(model).expanduser().exists()
-    folder = find_model(model, weights=is_here)
+    folder = find_model(model, weights=is_here, trust_remote_code=trust_remote_code)
     kind = model_type_of(folder)
     facts: dict[str, Any] = {"model": model, "model_type": kind}
     if is_regiongpt(kind):
@@ -80,8 +83,11 @@ def examine(model: str, family: str | None = None) -> dict[str, Any]:
             shape: nn.Module = RegionGPTForConditionalGeneration(RegionGPTConfig.from_pretrained(str(folder)))
     else:
         facts |= _of_plain(kind, family_of(kind, family))
-        shape = outline(folder)
+        shape = outline(folder, trust_remote_code=trust_remote_code)
     numbers = count(shape)
+    processor = None
+    if not is_regiongpt(kind):
+        processor = partial(load_processor, folder, trust_remote_code=trust_remote_code)
     precisions = [*_BYTES, *(_QUANTIZED_BYTES if numbers.quantizable else ())]
     weights = {name: numbers.weight_bytes(name) for name in precisions}
     on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -91,7 +97,7 @@ def examine(model: str, family: str | None = None) -> dict[str, Any]:
         "weight_bytes": weights,
         "cache_bytes_a_token": numbers.cache_bytes,
         "bytes_on_disk": on_disk or None,
-        "machine": _machine(folder, weights, plain=not is_regiongpt(kind), is_here=on_disk > 0),
+        "machine": _machine(folder, weights, processor=processor, is_here=on_disk > 0),
     }
     return facts
 
@@ -116,10 +122,16 @@ def _of_plain(kind: str, family: Family) -> dict[str, Any]:
         box, picture_px, resized_px = _EXAMPLE
         example = box_text(family.box, family.coordinates, box, picture_px, resized_px)
     notes = []
-    if family.name == UNKNOWN:
+    if family.coordinates is None:
         notes.append(
-            f"Nobody has told rlabel how models of type {kind!r} write boxes: crops and marks work, one picture at a time. "
+            f"Nobody has told rlabel how models of type {kind!r} write boxes: crops and marks work. "
             "Name a family that it follows with --family to show boxes."
+        )
+    if family.name == UNKNOWN:
+        notes.append("Nobody has tried this type: it is asked about one picture at a time.")
+    if family.sharing == "nothing":
+        notes.append(
+            "--decoding constrained and hybrid are tried when it is loaded, and refused where its cache does not allow them."
         )
     if family.tasks is not None:
         notes.append("It answers its own task prompts only: --question is refused.")
@@ -131,7 +143,7 @@ def _of_plain(kind: str, family: Family) -> dict[str, Any]:
         "coordinates_source": family.source or None,
         "shared_by_regions": family.sharing,
         "tasks": ["classify", "caption", "describe"],
-        "decodings": ["free"],
+        "decodings": list(_ALL_DECODINGS),
         "notes": notes,
     }
 
@@ -170,8 +182,10 @@ def _cache_bytes(shape: Any) -> int:
     return 2 * layers * heads * int(per_head) * 2
 
 
-def _machine(folder: Path, weights: dict[str, int], *, plain: bool, is_here: bool) -> list[JsonObject]:
-    """Return what the model needs of this machine, each as {name, ok, says}; ok None where it is not needed."""
+def _machine(
+    folder: Path, weights: dict[str, int], *, processor: Callable[[], object] | None, is_here: bool
+) -> list[JsonObject]:
+    """Return what the model needs of this machine, each as {name, ok, says}; ok None where it is not needed. processor: loads a plain model's."""
     checks: list[JsonObject] = []
 
     def say(name: str, ok: bool | None, says: str) -> None:
@@ -201,19 +215,18 @@ def _machine(folder: Path, weights: dict[str, int], *, plain: bool, is_here: boo
     flash = _version("flash_attn")
     says = f"{flash}: --attention flash_attention_2" if flash else "not installed: --attention sdpa does"
     say("flash attention", flash is not None or None, says)
-    if plain:
-        torchvision = _version("torchvision")
-        say(
-            "torchvision",
-            None,
-            f"{torchvision or 'not installed'}, and not used: pictures are prepared by Pillow, alike everywhere",
-        )
+    if processor is not None:
+        torchvision, problem = _version("torchvision"), None
         try:
-            load_processor(folder)
+            processor()
         except InputError as error:
-            say("processor", False, str(error))
+            problem = str(error)
+        if problem is not None and "torchvision" in problem:
+            say("torchvision", False, "not installed, and this model's processor needs it")
         else:
-            say("processor", True, "its tokenizer and image processor can be loaded")
+            says = f"{torchvision or 'not installed'}, and not used: pictures are prepared by Pillow, alike everywhere"
+            say("torchvision", None, says)
+        say("processor", problem is None, problem or "its tokenizer and image processor can be loaded")
     if not is_here:
         free = shutil.disk_usage(folder).free
         need = weights["bfloat16"]

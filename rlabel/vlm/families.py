@@ -28,7 +28,8 @@ class Family:
     model_types: of config.json. coordinates: None where nobody knows how the family writes a place. box: text of a box, with {x1} {y1} {x2} {y2}, or {box}
     for tokens. default: how a region is shown if the user does not say. ways: in which it may be shown.
     tasks: prompts that stand for a whole question, by task, for families that were trained on fixed prompts; empty for those that chat.
-    whole_tasks: the same about a whole picture, that is, a crop. square: pictures are padded to a square, as in training.
+    whole_tasks: the same about a whole picture, that is, a crop. lead: what an answer to one of them begins with.
+    square: pictures are padded to a square, as in training.
     batches: pictures of equal shape may go through the model together. source: where the convention is written down.
     """
 
@@ -41,38 +42,57 @@ class Family:
     sharing: Sharing = "prompt"
     tasks: dict[str, str] | None = None
     whole_tasks: dict[str, str] | None = None
+    lead: str = ""
     square: bool = False
     batches: bool = True
     source: str = ""
 
 
+_LIST = "[{x1}, {y1}, {x2}, {y2}]"
+_NOT_WRITTEN_DOWN = "none is documented: [0, 1] to two decimals"
+# Families that chat and share their prompt: name, model types, coordinates, box text, default, where the convention is written down.
+_CHATS: tuple[tuple[str, tuple[str, ...], Coordinates | None, str, RegionAs, str], ...] = (
+    ("qwen2_vl", ("qwen2_vl",), "thousand", "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>", "box",
+     "Qwen2-VL, section 2.2: boxes normalised to [0, 1000) between box tokens"),
+    ("qwen2_5_vl", ("qwen2_5_vl",), "pixels", _LIST, "box",
+     "Qwen2.5-VL, section 2.2: absolute pixels of the picture as it was resized for the model"),
+    ("qwen3_vl", ("qwen3_vl", "qwen3_vl_moe"), "thousand", _LIST, "box",
+     "Qwen3-VL cookbook, 2D grounding: relative coordinates from 0 to 1000"),
+    ("qwen3_5", ("qwen3_5", "qwen3_5_moe"), "thousand", _LIST, "crop", "as Qwen3-VL, whose processor it has; its makers' word was not found"),
+    ("glm4v", ("glm4v", "glm4v_moe", "glm46v"), "thousand", "[[{x1},{y1},{x2},{y2}]]", "box",
+     "GLM-V grounding guide of its makers (zai-org/glm-skills): x and y from 0 to 1000 of width and height"),
+    ("internvl", ("internvl",), "thousand", "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>", "box",
+     "InternVL documentation, grounding data: [0, 1000] between <box> and </box>"),
+    ("llava_next", ("llava_next",), "unit", _LIST, "crop", "as LLaVA-1.5, of the picture itself"),
+    ("llava_onevision", ("llava_onevision",), "unit", _LIST, "crop", "as LLaVA-1.5, of the picture itself"),
+    ("idefics3", ("idefics3", "smolvlm"), "unit", _LIST, "crop", _NOT_WRITTEN_DOWN),
+    ("gemma3", ("gemma3",), "unit", _LIST, "crop", _NOT_WRITTEN_DOWN),
+    ("idefics2", ("idefics2",), None, _LIST, "crop", ""),
+    ("aya_vision", ("aya_vision",), None, _LIST, "crop", ""),
+    ("ovis2", ("ovis2",), None, _LIST, "crop", ""),
+    ("mistral3", ("mistral3",), None, _LIST, "crop", ""),
+    ("cohere2_vision", ("cohere2_vision",), None, _LIST, "crop", ""),
+    ("lfm2_vl", ("lfm2_vl",), None, _LIST, "crop", ""),
+)  # fmt: skip
+
+
+def _that_chats(
+    name: str, model_types: tuple[str, ...], coordinates: Coordinates | None, box: str, default: RegionAs, source: str
+) -> Family:
+    ways: tuple[RegionAs, ...] = ("crop", "outline", "marks")
+    return Family(
+        name=name,
+        model_types=model_types,
+        coordinates=coordinates,
+        box=box,
+        default=default,
+        ways=ways if coordinates is None else ("box", *ways),
+        source=source,
+    )
+
+
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        name="qwen2_vl",
-        model_types=("qwen2_vl",),
-        coordinates="thousand",
-        box="<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
-        source="Qwen2-VL, section 2.2: boxes normalised to [0, 1000) between box tokens",
-    ),
-    Family(
-        name="qwen2_5_vl",
-        model_types=("qwen2_5_vl",),
-        coordinates="pixels",
-        source="Qwen2.5-VL, section 2.2: absolute pixels of the picture as it was resized for the model",
-    ),
-    Family(
-        name="qwen3_vl",
-        model_types=("qwen3_vl", "qwen3_vl_moe"),
-        coordinates="thousand",
-        source="Qwen3-VL cookbook, 2D grounding: relative coordinates from 0 to 1000",
-    ),
-    Family(
-        name="internvl",
-        model_types=("internvl",),
-        coordinates="thousand",
-        box="<box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
-        source="InternVL documentation, grounding data: [0, 1000] between <box> and </box>",
-    ),
+    *(_that_chats(*row) for row in _CHATS),
     Family(
         name="llava",
         model_types=("llava", "vipllava"),
@@ -82,32 +102,13 @@ FAMILIES: tuple[Family, ...] = (
         source="LLaVA-1.5 mix of instructions: [0, 1] to two decimals, of the picture padded to a square",
     ),
     Family(
-        name="llava_next",
-        model_types=("llava_next",),
-        coordinates="unit",
+        name="mllama",
+        model_types=("mllama",),
+        coordinates=None,
         default="crop",
-        source="as LLaVA-1.5, of the picture itself",
-    ),
-    Family(
-        name="llava_onevision",
-        model_types=("llava_onevision",),
-        coordinates="unit",
-        default="crop",
-        source="as LLaVA-1.5, of the picture itself",
-    ),
-    Family(
-        name="idefics3",
-        model_types=("idefics3", "smolvlm"),
-        coordinates="unit",
-        default="crop",
-        source="none is documented: [0, 1] to two decimals",
-    ),
-    Family(
-        name="gemma3",
-        model_types=("gemma3",),
-        coordinates="unit",
-        default="crop",
-        source="none is documented: [0, 1] to two decimals",
+        ways=("crop", "outline", "marks"),
+        # Which tiles of the picture each token may look at is told anew at every step.
+        sharing="nothing",
     ),
     Family(
         name="paligemma",
@@ -154,6 +155,7 @@ FAMILIES: tuple[Family, ...] = (
             "caption": "<grounding> An image of",
             "describe": "<grounding> Describe this image in detail:",
         },
+        lead=" ",
         source="Kosmos-2, section 2.1: two of 32 x 32 patches, the upper left and the lower right",
     ),
 )
@@ -269,7 +271,6 @@ def refuse_what_is_regiongpts(settings: LabelSettings, model_type: str) -> None:
     default = LabelSettings.model_fields
     for name, why in (
         ("mode", "is asked in a conversation of its own for each region"),
-        ("decoding", "answers in free text, which is snapped to the vocabulary"),
         ("views", "is shown each region as --region-as says"),
         ("num_questions", "is asked one question"),
         ("vocabulary_name", "was trained on no vocabulary that rlabel knows"),
@@ -278,6 +279,10 @@ def refuse_what_is_regiongpts(settings: LabelSettings, model_type: str) -> None:
         if getattr(settings, name) != default[name].default:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {getattr(settings, name)}: {plain} {why}. {next_step}")
+    if settings.rank_by == "prior":
+        raise UsageError(
+            f"--rank-by prior: {plain} is shown no blank region to compare with. Use --rank-by total or per_token."
+        )
     if settings.prefix_sharing == "packed":
         raise UsageError(
             f"--prefix-sharing packed: {plain} keeps a copy of the prompt for each region. Use auto, expanded or none."
@@ -286,6 +291,8 @@ def refuse_what_is_regiongpts(settings: LabelSettings, model_type: str) -> None:
 
 def refuse_what_is_plain(settings: LabelSettings) -> None:
     """Raise UsageError for settings that a RegionGPT has no use for: it sees masks."""
+    if settings.trust_remote_code:
+        raise UsageError("--trust-remote-code: a RegionGPT runs rlabel's own code. Leave it out.")
     for name in ("region_as", "family", "picture_px", "crop_px", "crop_context"):
         if getattr(settings, name) != LabelSettings.model_fields[name].default:
             raise UsageError(

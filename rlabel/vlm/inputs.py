@@ -27,14 +27,16 @@ from rlabel.vlm.showing import MARKS_AT_ONCE, Whole, box_of, box_text, crop, out
 
 # The user's turn where a model has no chat template: LLaVA-1.5's.
 _PLAIN_CHAT = "USER: {image}\n{text} ASSISTANT:"
+# Texts that no template holds, to see what it puts around a question and an answer.
+_PROBE, _ANSWER = "rlabel asks", "rlabel-answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """One picture as the model sees it, and the prompts of the regions that are asked about on it.
 
-    picture: tensors that belong to the picture (pixel_values, image_grid_thw, ...). rows: for each region, tensors (1, S) that belong to its prompt
-    (input_ids, attention_mask, ...).
+    picture: tensors that belong to the picture (pixel_values, image_grid_thw, ...). rows: for each region, tensors (1, S, ...) that belong to its
+    prompt (input_ids, attention_mask, ...).
     """
 
     picture: dict[str, Tensor]
@@ -50,6 +52,10 @@ class PlainInputs:
     @property
     def num_regions(self) -> int:
         return sum(len(look.rows) for look in self.looks)
+
+
+def _user_turn(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
 
 
 class PlainProcessor:
@@ -103,32 +109,66 @@ class PlainProcessor:
         return self._look(whole.image, [prompt_text(self.plain, box=text) for text in texts])
 
     def resized_px(self, image: Image.Image) -> tuple[int, int]:
-        """Return width and height that the model's image processor resizes a picture to (Qwen: whole patches)."""
+        """Return width and height that the model's image processor resizes a picture to (Qwen: whole patches). Raises InputError where it does not say."""
         processor = self.processor.image_processor
         with self._lock:
-            _, high, wide = processor(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
+            made = processor(images=[image], return_tensors="pt")
+        if "image_grid_thw" not in made:
+            raise InputError(
+                f"--family {self.family.name}: its boxes are in pixels of the resized picture, and this model's processor does not say to what size "
+                "that was. Use --region-as crop, or name another family."
+            )
+        _, high, wide = made["image_grid_thw"][0].tolist()
         return wide * processor.patch_size, high * processor.patch_size
 
     def chat(self, text: str) -> str:
         """Return the whole prompt of a question about one picture, up to where the answer begins."""
         if not self.plain.chats:
             return text if self.family.name in _WITHOUT_IMAGE_TOKEN else f"{self.processor.image_token}{text}"
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template:
-            content = [{"type": "image"}, {"type": "text", "text": text}]
-            # By the tokenizer: some processors ask for what they need for films.
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    chat_template=template,
-                    add_generation_prompt=True,
-                    tokenize=False,
-                )
-            )
+        if self._template:
+            return self._rendered([_user_turn(text)], opened=True)
         token = getattr(self.processor, "image_token", None) or "<image>"
         return _PLAIN_CHAT.replace("{image}", str(token)).replace("{text}", text)
+
+    def around_answer(self) -> tuple[str, str, str]:
+        """Return what stands right before an answer's place in a prompt, what an answer begins with there, and what closes it; "" where nobody knows.
+
+        By the chat template: it writes an assistant's turn as the model was trained to give it.
+        """
+        before = self.chat(_PROBE)[-1:]
+        if not self.plain.chats:
+            return before, self.family.lead, ""
+        if not self._template:
+            return before, " ", ""
+        opened = self._rendered([_user_turn(_PROBE)], opened=True)
+        for content in ([{"type": "text", "text": _ANSWER}], _ANSWER):
+            turns = [_user_turn(_PROBE), {"role": "assistant", "content": content}]
+            try:
+                whole = self._rendered(turns, opened=False)
+            except Exception:  # whatever a template makes of a turn that it does not know
+                continue
+            lead, found, behind = whole.removeprefix(opened).partition(_ANSWER)
+            if whole.startswith(opened) and found:
+                return before, lead, behind
+        return before, "", ""
+
+    @property
+    def _template(self) -> str | None:
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    def _rendered(self, turns: list[dict[str, Any]], *, opened: bool) -> str:
+        """Return turns as the chat template writes them; opened: up to where the answer begins."""
+        # By the tokenizer: some processors ask for what they need for films.
+        text = self.tokenizer.apply_chat_template(
+            turns, chat_template=self._template, add_generation_prompt=opened, tokenize=False
+        )
+        return str(text)
+
+    def trial(self) -> PlainInputs:
+        """Return the inputs of one region of a small grey picture. Raises what `prepare` raises."""
+        mask = rasterise(None, (8.0, 8.0, 32.0, 32.0), 64, 64, Limits())
+        return self.prepare(np.full((64, 64, 3), 127, np.uint8), [mask])
 
     def _look(self, image: Image.Image, prompts: Sequence[str]) -> Look:
         """Return a picture with some prompts: each gets exactly the tokens that the processor gives it with the picture."""
@@ -140,10 +180,7 @@ class PlainProcessor:
         of_prompt = {
             name
             for name, value in found[0].items()
-            if isinstance(value, Tensor)
-            and value.ndim == 2
-            and value.shape == (1, length)
-            and not value.is_floating_point()
+            if isinstance(value, Tensor) and value.shape[:2] == (1, length) and not value.is_floating_point()
         }
         return Look(
             picture={name: value for name, value in found[0].items() if name not in of_prompt},
@@ -151,17 +188,18 @@ class PlainProcessor:
         )
 
 
-def open_processor(folder: Path, plain: PlainModel) -> PlainProcessor:
+def open_processor(folder: Path, plain: PlainModel, *, trust_remote_code: bool = False) -> PlainProcessor:
     """Return what shows regions to the model of a folder, tried on a small picture.
 
     Raises InputError when its files are missing or damaged, or its chat template takes no picture in a user's turn.
     """
     from rlabel.vlm.loading import first_line, load_processor
 
-    made = PlainProcessor(load_processor(folder), plain)
+    made = PlainProcessor(load_processor(folder, trust_remote_code=trust_remote_code), plain)
     try:
-        mask = rasterise(None, (8.0, 8.0, 32.0, 32.0), 64, 64, Limits())
-        made.prepare(np.zeros((64, 64, 3), np.uint8), [mask])
+        made.trial()
+    except InputError:
+        raise
     except Exception as error:  # whatever a template or a processor makes of a question
         raise InputError(
             f"--model {folder}: its processor cannot take a question about one picture: {type(error).__name__}: {first_line(error)}. "

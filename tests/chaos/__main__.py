@@ -38,6 +38,7 @@ CASES = {
     "entry_points": ("jobs", 900),
     "ray_job": ("jobs", 900),
     "storage": ("others", 1800),
+    "storage_ray": ("storage_ray", 900),
     "fuzz": ("others", 3600),
     "odd": ("others", 900),
     "training": ("others", 1800),

@@ -46,8 +46,9 @@ def s3_runs(setup: Setup, undisturbed: Path, folder: Path) -> Iterator[Line]:
         for number, (name, faults) in enumerate(_S3_CASES.items()):
             proxy, place = FaultyProxy(*address, faults), f"s3://{BUCKET}/{number}"
             try:
+                with reachable(f"http://{address[0]}:{address[1]}"):
+                    corpus = uploaded(setup, f"{place}/corpus")
                 with reachable(proxy.url):
-                    corpus = _uploaded(setup, f"{place}/corpus", address)
                     clock = Clock()
                     done = rlabel_here("label", setup.arguments(f"{place}/run", no_ray=True, **corpus))
                     seconds = clock.seconds
@@ -55,7 +56,7 @@ def s3_runs(setup: Setup, undisturbed: Path, folder: Path) -> Iterator[Line]:
                 proxy.close()
             with reachable(f"http://{address[0]}:{address[1]}"):
                 verdict = (
-                    judge(_downloaded(f"{place}/run", folder / f"s3-{number}"), undisturbed)
+                    judge(downloaded(f"{place}/run", folder / f"s3-{number}"), undisturbed)
                     if not done.returncode
                     else None
                 )
@@ -76,17 +77,17 @@ def s3_runs(setup: Setup, undisturbed: Path, folder: Path) -> Iterator[Line]:
             )
 
 
-def _uploaded(setup: Setup, place: str, address: tuple[str, int]) -> dict[str, str]:
-    """Copy the corpus past the bad network; return the options that name it."""
-    with reachable(f"http://{address[0]}:{address[1]}"):
-        store = Store.open(place)
-        store.put("regions.json", (setup.corpus / "regions.json").read_bytes())
-        for path in (setup.corpus / "images").iterdir():
-            store.put(f"images/{path.name}", path.read_bytes())
+def uploaded(setup: Setup, place: str) -> dict[str, str]:
+    """Copy the corpus to a place that is reachable now; return the options that name it."""
+    store = Store.open(place)
+    store.put("regions.json", (setup.corpus / "regions.json").read_bytes())
+    for path in (setup.corpus / "images").iterdir():
+        store.put(f"images/{path.name}", path.read_bytes())
     return {"images": f"{place}/images", "regions": f"{place}/regions.json"}
 
 
-def _downloaded(place: str, folder: Path) -> Path:
+def downloaded(place: str, folder: Path) -> Path:
+    """Copy a run's files from a place that is reachable now."""
     store, out = Store.open(place), folder
     (out / "shards").mkdir(parents=True)
     for name in [*store.list(), *(f"shards/{name}" for name in store.list("shards"))]:

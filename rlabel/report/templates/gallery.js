@@ -1,15 +1,12 @@
 // The gallery of regions and their review. Texts come from strangers: they reach the page by textContent and setAttribute only.
-(() => {
-"use strict";
 const $ = (id) => document.getElementById(id);
 const section = $("gallery");
-if (!section) return;
 // Columns of a row, as rlabel/report/gallery.py writes them.
 const KEY = 0, FILE = 1, OUTCOME = 2, CATEGORY = 3, SCORE = 4, MARGIN = 5, STEP = 6, TEXT = 7, TRUTH = 8, RIGHT = 9, NOTE = 10, THUMB = 11;
 const OUTCOMES = ["label", "abstention", "failure"], FOLDER = "report/", MOST_MATCHES = 8, GAP = 10, CAPTION = 46;
-let meta = null, rows = [], shown = [], active = -1, columns = 1, side = 160, nodes = new Map(), history = [];
-const decisions = new Map();
-const placeOfCategory = new Map();
+let meta = null, rows = [], shown = [], active = -1, columns = 1, side = 160, nodes = new Map(), onlyFile = null;
+const decisions = new Map(), placeOfCategory = new Map();
+const plain = (number) => number.toLocaleString("en");
 
 // ---- loading: one script after the other, since file:// allows no fetch
 
@@ -29,6 +26,11 @@ window.rlabelTake = ({ words, rows: more }) => {
   }
 };
 async function start() {
+  for (const [id, query] of [["f-more", "(max-width: 520px)"], ["d-more", "(max-width: 900px)"]]) { // closed where room is short
+    const narrow = matchMedia(query), fit = () => { $(id).open = !narrow.matches; };
+    narrow.addEventListener("change", fit);
+    fit();
+  }
   try {
     await load("gallery.js");
     meta.categories.forEach(([id], place) => placeOfCategory.set(id, place));
@@ -37,6 +39,7 @@ async function start() {
       await load(`chunk-${chunk}.js`);
       if (chunk === 0) refresh(); // something to see while the rest is read
     }
+    orders.clear();
     fillChoices();
     refresh();
     section.dataset.ready = "true";
@@ -51,7 +54,7 @@ async function start() {
 // ---- filters and order
 
 const names = (row) => row[CATEGORY] < 0 ? "" : meta.categories[row[CATEGORY]][1];
-const title = (row) => row[OUTCOME] === 0 ? names(row) : row[OUTCOME] === 1 ? `“${row[TEXT]}”` : `failed: ${row[STEP]}`;
+const title = (row) => row[OUTCOME] === 0 ? names(row) : row[OUTCOME] === 1 ? (row[TEXT] ? `“${row[TEXT]}”` : "no answer") : `failed: ${row[STEP]}`;
 function fillChoices() {
   const add = (select, value, words) => { const option = document.createElement("option"); option.value = value; option.textContent = words; select.append(option); };
   const counts = new Map(), steps = new Map();
@@ -63,28 +66,46 @@ function fillChoices() {
   for (const [name, place, count] of byName) add($("f-category"), place, `${name} (${count})`);
   for (const [step, count] of [...steps].sort()) add($("f-step"), step, `${step} (${count})`);
 }
+// Every place in an order, and what a search looks through: made once, so that a filter goes over the rows once.
+const orders = new Map(), hay = [];
+function ordered(sort) {
+  if (!orders.has(sort)) {
+    const rank = [1, 0, 2]; // of doubt: abstentions, labels, failures
+    const places = new Map(meta.categories.map(([, name], place) => [name, place]).sort((a, b) => a[0] < b[0] ? -1 : 1).map(([, place], at) => [place, at]));
+    const byName = (row) => row[CATEGORY] < 0 ? Infinity : places.get(row[CATEGORY]);
+    const compare = {
+      doubt: (a, b) => rank[a[OUTCOME]] - rank[b[OUTCOME]] || a[SCORE] - b[SCORE] || a[MARGIN] - b[MARGIN],
+      low: (a, b) => a[SCORE] - b[SCORE],
+      high: (a, b) => b[SCORE] - a[SCORE],
+      name: (a, b) => byName(a) - byName(b) || a[SCORE] - b[SCORE],
+    }[sort];
+    const all = rows.map((_, place) => place); // as the run has them: picture by picture
+    orders.set(sort, compare ? all.sort((a, b) => compare(rows[a], rows[b]) || a - b) : all);
+  }
+  return orders.get(sort);
+}
+function holds(place, text) {
+  const row = rows[place];
+  hay[place] ??= `${names(row)}\n${row[TEXT]}\n${row[FILE]}\n${row[KEY]}\n${row[TRUTH] || ""}\n${row[NOTE]}`.toLowerCase();
+  return hay[place].includes(text);
+}
 function refresh() {
   if (!meta) return;
   const key = active >= 0 && shown.length ? rows[shown[active]][KEY] : null;
   const text = $("f-text").value.trim().toLowerCase(), category = $("f-category").value, outcome = $("f-outcome").value;
   const step = $("f-step").value, right = $("f-right") ? $("f-right").value : "", review = $("f-review").value;
   const low = $("f-low").value === "" ? -1 : Number($("f-low").value), high = $("f-high").value === "" ? 2 : Number($("f-high").value);
-  shown = [];
-  rows.forEach((row, place) => {
-    if (category !== "" && row[CATEGORY] !== Number(category)) return;
-    if (outcome !== "" && row[OUTCOME] !== Number(outcome)) return;
-    if (step !== "" && row[STEP] !== step) return;
-    if (right !== "" && row[RIGHT] !== Number(right)) return;
-    if (review !== "" && decisions.has(row[KEY]) !== (review === "1")) return;
-    if (row[SCORE] < low || row[SCORE] > high) return;
-    if (text && !`${names(row)}\n${row[TEXT]}\n${row[FILE]}\n${row[KEY]}\n${row[TRUTH] || ""}\n${row[NOTE]}`.toLowerCase().includes(text)) return;
-    shown.push(place);
+  shown = ordered($("f-sort").value).filter((place) => {
+    const row = rows[place];
+    return (onlyFile === null || row[FILE] === onlyFile)
+      && (category === "" || row[CATEGORY] === Number(category))
+      && (outcome === "" || row[OUTCOME] === Number(outcome))
+      && (step === "" || row[STEP] === step)
+      && (right === "" || row[RIGHT] === Number(right))
+      && (review === "" || decisions.has(row[KEY]) === (review === "1"))
+      && row[SCORE] >= low && row[SCORE] <= high
+      && (!text || holds(place, text));
   });
-  const rank = [1, 0, 2]; // of doubt: abstentions, labels, failures
-  const sort = $("f-sort").value;
-  if (sort === "doubt") shown.sort((a, b) => rank[rows[a][OUTCOME]] - rank[rows[b][OUTCOME]] || rows[a][SCORE] - rows[b][SCORE] || rows[a][MARGIN] - rows[b][MARGIN] || a - b);
-  if (sort === "low") shown.sort((a, b) => rows[a][SCORE] - rows[b][SCORE] || a - b);
-  if (sort === "high") shown.sort((a, b) => rows[b][SCORE] - rows[a][SCORE] || a - b);
   active = shown.findIndex((place) => rows[place][KEY] === key);
   if (active < 0 && shown.length) active = 0;
   count();
@@ -94,23 +115,31 @@ function refresh() {
   detail();
 }
 function count() {
-  const done = decisions.size;
-  $("g-count").textContent = `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} regions shown, ${done.toLocaleString("en")} decided`;
+  $("g-count").textContent = `${plain(shown.length)} of ${plain(rows.length)} regions shown${onlyFile === null ? "" : `, of ${onlyFile}`}`;
+  $("g-done").textContent = `${plain(decisions.size)} decided`;
+  $("b-all").disabled = !shown.length;
+}
+function togglePicture(withFocus) {
+  if (active < 0) return;
+  onlyFile = onlyFile === null ? rows[shown[active]][FILE] : null;
+  refresh();
+  if (withFocus) go(active, true);
 }
 
 // ---- the list: only what is in view exists, and the active one, so that focus is never lost
 
 function clear() { for (const node of nodes.values()) node.remove(); nodes.clear(); }
+const tall = () => (meta.num_thumbs ? side : 0) + CAPTION; // of a cell; without any thumbnail it has words only
 function measure() {
   const width = $("g-list").clientWidth - GAP;
-  columns = Math.max(1, Math.floor(width / (150 + GAP)));
+  columns = Math.max(2, Math.floor(width / (150 + GAP))); // one column of 100,000 would be higher than browsers lay out
   side = Math.min(220, Math.floor(width / columns) - GAP);
-  $("g-space").style.height = `${Math.ceil(shown.length / columns) * (side + CAPTION + GAP) + GAP}px`;
+  $("g-space").style.height = `${Math.ceil(shown.length / columns) * (tall() + GAP) + GAP}px`;
 }
 function draw() {
   if (!meta) return;
   measure();
-  const list = $("g-list"), high = side + CAPTION + GAP;
+  const list = $("g-list"), high = tall() + GAP;
   const first = Math.max(0, Math.floor(list.scrollTop / high) - 1) * columns;
   const last = Math.min(shown.length, (Math.ceil((list.scrollTop + list.clientHeight) / high) + 1) * columns);
   const wanted = new Set();
@@ -128,6 +157,8 @@ function place(at, high) {
     node.setAttribute("role", "option");
     const picture = document.createElement("div"), words = document.createElement("div"), under = document.createElement("div");
     picture.className = "thumb"; words.className = "words"; under.className = "under";
+    picture.hidden = !meta.num_thumbs;
+    words.dir = under.dir = "auto";
     words.textContent = title(row);
     node.append(picture, words, under);
     node.addEventListener("click", () => go(at, true));
@@ -136,7 +167,7 @@ function place(at, high) {
     $("g-space").insertBefore(node, next === undefined ? null : nodes.get(next));
   }
   node.style.width = `${side}px`;
-  node.style.height = `${side + CAPTION}px`;
+  node.style.height = `${tall()}px`;
   node.style.left = `${GAP + (at % columns) * (side + GAP)}px`;
   node.style.top = `${GAP + Math.floor(at / columns) * high}px`;
   thumb(node.firstChild, row, side);
@@ -156,18 +187,18 @@ function under(row, decision) {
   return [row[OUTCOME] === 2 ? "" : row[SCORE].toFixed(2), review || judged].filter(Boolean).join(" · ");
 }
 function thumb(node, row, px) {
-  if (row[THUMB] < 0) { node.dataset.empty = "true"; node.style.backgroundImage = ""; return; }
+  node.style.height = `${px}px`;
+  if (row[THUMB] < 0) { node.dataset.empty = "no thumbnail"; node.style.backgroundImage = ""; return; }
   delete node.dataset.empty;
   const across = meta.sheet_columns, cell = row[THUMB] % (across * across);
   const url = `url("${FOLDER}sheet-${Math.floor(row[THUMB] / (across * across))}.jpg")`;
   if (node.style.backgroundImage !== url) node.style.backgroundImage = url;
-  node.style.height = `${px}px`;
   node.style.backgroundSize = `${px * across}px`;
   node.style.backgroundPosition = `-${(cell % across) * px}px -${Math.floor(cell / across) * px}px`;
 }
 function reveal() {
   measure();
-  const list = $("g-list"), high = side + CAPTION + GAP, top = Math.floor(active / columns) * high;
+  const list = $("g-list"), high = tall() + GAP, top = Math.floor(active / columns) * high;
   if (top < list.scrollTop) list.scrollTop = top;
   if (top + high + GAP > list.scrollTop + list.clientHeight) list.scrollTop = top + high + GAP - list.clientHeight;
 }
@@ -177,159 +208,45 @@ function go(at, withFocus) {
   reveal();
   draw();
   detail();
-  if (withFocus) nodes.get(active).focus({ preventScroll: true });
+  if (!withFocus) return;
+  nodes.get(active).focus({ preventScroll: true });
+  if (getComputedStyle($("g-list")).scrollMarginBottom !== "0px") $("g-list").scrollIntoView({ block: "nearest" }); // the detail lies over the page
 }
 
 // ---- the chosen region
 
+function able(id, can) {
+  if (!can && document.activeElement === $(id)) (nodes.get(active) || $("f-text")).focus({ preventScroll: true }); // a disabled button drops the focus
+  $(id).disabled = !can;
+}
 function detail() {
   const row = active >= 0 && shown.length ? rows[shown[active]] : null;
-  for (const id of ["b-accept", "b-abstain", "b-previous", "b-next", "c-input"]) $(id).disabled = !row;
-  $("b-undo").disabled = !history.length;
-  $("b-save").disabled = !decisions.size;
+  for (const id of ["b-abstain", "b-previous", "b-next", "c-input"]) able(id, Boolean(row));
+  able("b-accept", Boolean(row) && row[OUTCOME] === 0);
+  able("b-clear", Boolean(row) && decisions.has(row[KEY]));
+  able("b-picture", Boolean(row) && Boolean(row[FILE] || onlyFile));
+  able("b-undo", Boolean(past.length));
+  able("b-save", Boolean(decisions.size));
+  $("b-picture").setAttribute("aria-pressed", String(onlyFile !== null));
   $("d-facts").replaceChildren();
+  $("d-picture").hidden = !meta.num_thumbs;
   if (!row) { $("d-name").textContent = "No region fits these filters."; $("d-picture").style.backgroundImage = ""; $("d-picture").setAttribute("aria-label", "no region chosen"); return; }
-  $("b-accept").disabled = row[OUTCOME] !== 0;
   $("d-name").textContent = title(row);
   thumb($("d-picture"), row, $("d-picture").clientWidth);
-  $("d-picture").setAttribute("aria-label", `region ${row[KEY]} of ${row[FILE]}${row[THUMB] < 0 ? ", no picture" : ", outlined"}`);
+  $("d-picture").setAttribute("aria-label", `region ${row[KEY]} of ${row[FILE]}${row[THUMB] < 0 ? ", no thumbnail" : ", outlined"}`);
   const decision = decisions.get(row[KEY]);
   const facts = [
     ["review", decision ? under(row, decision).split(" · ").pop() : "undecided"],
     ["truth", row[TRUTH] === null ? "" : `${row[TRUTH]}${row[RIGHT] === 1 ? " (right)" : row[RIGHT] === 0 ? " (wrong)" : ""}`],
     ["score", row[OUTCOME] === 2 ? "" : `${row[SCORE].toFixed(3)}, margin ${row[MARGIN].toFixed(3)}`],
-    ["answer", row[TEXT]], [row[OUTCOME] === 2 ? "kind" : "decided by", row[STEP]],
+    ["label", names(row)], ["answer", row[TEXT]], [row[OUTCOME] === 2 ? "kind" : "decided by", row[STEP]],
     [row[OUTCOME] === 1 ? "nearest name" : "reason", row[NOTE]], ["file", row[FILE]], ["region", row[KEY]],
   ];
   for (const [name, value] of facts) {
     if (!value) continue;
     const term = document.createElement("dt"), what = document.createElement("dd");
-    term.textContent = name; what.textContent = value;
+    term.textContent = name; what.textContent = value; what.dir = "auto";
     $("d-facts").append(term, what);
   }
 }
 
-// ---- decisions
-
-const stored = () => `rlabel-review-${meta.run}`;
-function readDecisions() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(stored()) || "[]");
-    for (const one of kept) if (one.decision !== "category" || placeOfCategory.has(one.category_id)) decisions.set(one.region_key, one);
-  } catch { /* nothing is kept, or by something else */ }
-}
-function keep() {
-  try { localStorage.setItem(stored(), JSON.stringify([...decisions.values()])); }
-  catch { say("This browser keeps nothing: download the decisions before you close the page."); }
-}
-function say(words) { $("d-said").textContent = words; }
-function decide(decision, categoryPlace, withFocus = true) {
-  if (active < 0 || !shown.length) return;
-  const row = rows[shown[active]];
-  if (decision === "accept" && row[OUTCOME] !== 0) { say("There is no label to accept: type a category, or abstain."); return; }
-  history.push([row[KEY], decisions.get(row[KEY])]);
-  const made = { region_key: row[KEY], decision };
-  if (decision === "category") made.category_id = meta.categories[categoryPlace][0];
-  decisions.set(row[KEY], made);
-  keep();
-  say(`${title(row)}: ${under(row, made).split(" · ").pop()}`);
-  count();
-  go(active + 1, withFocus);
-}
-function undo(withFocus = true) {
-  const last = history.pop();
-  if (!last) { say("Nothing to undo."); return; }
-  const [key, before] = last;
-  if (before) decisions.set(key, before); else decisions.delete(key);
-  keep();
-  count();
-  say("Undone.");
-  const at = shown.findIndex((place) => rows[place][KEY] === key);
-  go(at < 0 ? active : at, withFocus);
-}
-function save() {
-  const chosen = [...decisions.values()].sort((a, b) => a.region_key < b.region_key ? -1 : 1);
-  const text = JSON.stringify({ format: "rlabel-review", version: 1, run: meta.run, decisions: chosen }, null, 1);
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "decisions.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  say(`${chosen.length} decisions in decisions.json.`);
-}
-
-// ---- typing a category
-
-let matches = [], match = 0;
-function suggest() {
-  const typed = $("c-input").value.trim().toLowerCase();
-  const starts = [], holds = [];
-  if (typed) for (let place = 0; place < meta.categories.length; place++) {
-    const at = meta.categories[place][1].toLowerCase().indexOf(typed);
-    if (at === 0) starts.push(place); else if (at > 0) holds.push(place);
-  }
-  starts.sort((a, b) => meta.categories[a][1].length - meta.categories[b][1].length);
-  matches = [...starts, ...holds].slice(0, MOST_MATCHES);
-  match = 0;
-  showMatches();
-}
-function showMatches() {
-  $("c-list").replaceChildren(...matches.map((place, at) => {
-    const item = document.createElement("li");
-    item.id = `c-${at}`;
-    item.setAttribute("role", "option");
-    item.setAttribute("aria-selected", String(at === match));
-    item.textContent = meta.categories[place][1];
-    item.addEventListener("mousedown", (event) => { event.preventDefault(); match = at; take(); });
-    return item;
-  }));
-  $("c-list").hidden = !matches.length;
-  $("c-input").setAttribute("aria-expanded", String(matches.length > 0));
-  if (matches.length) $("c-input").setAttribute("aria-activedescendant", `c-${match}`); else $("c-input").removeAttribute("aria-activedescendant");
-}
-function close() { $("c-input").value = ""; matches = []; showMatches(); }
-function take() {
-  if (!matches.length) { say("No category has this in its name."); return; }
-  const place = matches[match];
-  close();
-  decide("category", place);
-}
-$("c-input").addEventListener("input", suggest);
-$("c-input").addEventListener("blur", () => { matches = []; showMatches(); });
-$("c-input").addEventListener("keydown", (event) => {
-  if (event.key === "Enter") take();
-  else if (event.key === "Escape") { close(); go(active, true); }
-  else if (event.key === "ArrowDown" && matches.length) match = (match + 1) % matches.length;
-  else if (event.key === "ArrowUp" && matches.length) match = (match + matches.length - 1) % matches.length;
-  else return;
-  event.preventDefault();
-  if (event.key.startsWith("Arrow")) showMatches();
-});
-
-// ---- keys, buttons, and what changes the view
-
-$("g-list").addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const page = Math.max(1, Math.floor($("g-list").clientHeight / (side + CAPTION + GAP))) * columns;
-  const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity, n: 1, p: -1 };
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (key in moves) go(active + moves[key], true);
-  else if (key === "a") decide("accept");
-  else if (key === "x") decide("abstain");
-  else if (key === "u") undo();
-  else if (key === "c") $("c-input").focus();
-  else return;
-  event.preventDefault();
-});
-const actions = { "b-accept": () => decide("accept", -1, false), "b-abstain": () => decide("abstain", -1, false), "b-undo": () => undo(false), "b-previous": () => go(active - 1, false), "b-next": () => go(active + 1, false), "b-save": save };
-for (const [id, act] of Object.entries(actions)) $(id).addEventListener("click", act);
-let due = 0;
-const soon = (act) => { cancelAnimationFrame(due); due = requestAnimationFrame(act); };
-$("g-list").addEventListener("scroll", () => soon(draw), { passive: true });
-addEventListener("resize", () => soon(() => { draw(); detail(); }));
-let typing = 0;
-$("g-filters").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(refresh, 120); });
-$("g-filters").addEventListener("reset", () => setTimeout(refresh));
-$("g-filters").addEventListener("submit", (event) => event.preventDefault());
-if (document.readyState === "complete") start(); else addEventListener("load", () => setTimeout(start)); // numbers are painted first
-})();

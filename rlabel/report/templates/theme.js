@@ -10,6 +10,19 @@ const show = () => {
   if (button) { button.hidden = false; button.textContent = "Colours: " + theme; }
 };
 show();
+// What scrolls on its own can be reached by keyboard, and only that.
+const reach = () => {
+  for (const node of document.querySelectorAll(".card, .facts")) {
+    const caption = node.querySelector("caption"), scrolls = node.scrollWidth > node.clientWidth || node.scrollHeight > node.clientHeight + 1;
+    if (!scrolls) { for (const name of ["tabindex", "role", "aria-label"]) node.removeAttribute(name); continue; }
+    node.tabIndex = 0;
+    node.setAttribute("role", "group");
+    node.setAttribute("aria-label", caption ? caption.textContent : node.dataset.name || "");
+  }
+};
+addEventListener("load", reach);
+addEventListener("resize", reach);
+addEventListener("toggle", reach, true); // of details, which may have hidden a table
 addEventListener("DOMContentLoaded", () => {
   show();
   document.getElementById("theme").addEventListener("click", () => {
