@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
 from rlabel.errors import InputError
-from rlabel.vlm import loading
 from rlabel.vlm.decoding import stop_ids
 from rlabel.vlm.describer import PlainDescriber
 from rlabel.vlm.inputs import Look, PlainProcessor
 from rlabel.vlm.naming import AnswerTokens, NameOptions
-from vlm_factories import MAKERS, loaded, plan, regions, save
+from vlm_factories import MAKERS, kept_models, plan, regions
 from vlm_judges import forced, forward_logprob
 
 PICTURE, MASKS = regions()
@@ -23,12 +21,7 @@ NAMES = ("cat", "cart", "do", "dog")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    @cache
-    def get(kind: str) -> tuple[Any, Any]:
-        folder = save(tmp_path_factory.mktemp(kind), kind)
-        return loaded(folder), loading.load_processor(folder)
-
-    return get
+    return kept_models(tmp_path_factory.mktemp)
 
 
 def describer(models: Any, kind: str, way: str = "box", share: Any = "auto", **options: Any) -> PlainDescriber:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from rlabel.vlm import loading
 from rlabel.vlm.describer import PlainDescriber
 from rlabel.vlm.families import family_of
 from rlabel.vlm.inputs import PlainInputs, PlainProcessor
 from rlabel.vlm.rows import shared_length
-from vlm_factories import MAKERS, loaded, plan, regions, save
+from vlm_factories import MAKERS, kept_models, plan, regions
 from vlm_judges import NEW_TOKENS, agree
 
 PICTURE, MASKS = regions()
@@ -22,14 +20,7 @@ PICTURE, MASKS = regions()
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that gives (model, processor) of a kind, each made once."""
-
-    @cache
-    def get(kind: str) -> tuple[Any, Any]:
-        folder = save(tmp_path_factory.mktemp(kind), kind)
-        return loaded(folder), loading.load_processor(folder)
-
-    return get
+    return kept_models(tmp_path_factory.mktemp)
 
 
 def describer(models: Any, kind: str, way: str, **options: Any) -> PlainDescriber:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,14 @@ def loaded(folder: Path, **more: Any) -> Any:
     from rlabel.regiongpt.quantization import Precision
 
     return loading.load_model(folder, Precision(**more), "cpu")
+
+
+def kept_models(folder_of: Callable[[str], Path]) -> Callable[[str], tuple[Any, Any]]:
+    """Return a function that gives (model, processor) of a kind, each made once. folder_of: a new folder for a kind."""
+
+    @cache
+    def get(kind: str) -> tuple[Any, Any]:
+        folder = save(folder_of(kind), kind)
+        return loaded(folder), loading.load_processor(folder)
+
+    return get
