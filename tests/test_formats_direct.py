@@ -12,7 +12,8 @@ from PIL import Image
 
 from format_factories import make_pictures, picture_bytes, tar_of
 from label_factories import Outcome, rlabel_here, save_model
-from rlabel.errors import UsageError
+from rlabel.errors import InputError, UsageError
+from rlabel.formats.convert import convert
 from rlabel.formats.taken import recognise, take_regions, taken_before
 
 LINES = "0 0.5 0.5 0.25 0.25\n1 0.25 0.25 0.2 0.2\n"
@@ -170,3 +171,10 @@ def test_masks_of_cityscapes_names_are_found(home: Path) -> None:
         (7, [3, 6, 6, 3]),
         (26001, [3, 2, 6, 3]),
     ]
+
+
+def test_a_layout_named_wrongly_is_told_with_the_source_and_the_next_step(tmp_path: Path) -> None:
+    (tmp_path / "yolo" / "labels").mkdir(parents=True)
+    (tmp_path / "yolo" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(InputError, match=r"yolo, read as .*: found no picture to write\. Name another layout"):
+        convert(str(tmp_path / "yolo"), str(tmp_path / "regions.json"), format="voc")

@@ -73,7 +73,11 @@ def convert(
             )
         layout = _opened(format, path, images, boxes, keep)
         written = write_regions(
-            layout, out, class_free=class_free, description=f"regions converted from {TITLES[format]}"
+            layout,
+            out,
+            class_free=class_free,
+            source=f"{source}, read as {TITLES[format]}",
+            description=f"regions converted from {TITLES[format]}",
         )
     except RecursionError as error:
         raise InputError(f"{source}: lists or objects nested too deeply. Write the file anew.") from error

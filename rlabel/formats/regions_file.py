@@ -30,10 +30,10 @@ class Written:
     num_dropped: int = 0
 
 
-def write_regions(layout: Layout, out: str, *, class_free: bool, description: str) -> Written:
+def write_regions(layout: Layout, out: str, *, class_free: bool, source: str, description: str) -> Written:
     """Write a layout's pictures and regions as one COCO file, and return what is in it.
 
-    out: path or URL. class_free: leave out categories, known or listed. description: the file's `info`. Categories get
+    out: path or URL. class_free: leave out categories, known or listed. source: for messages. description: the file's `info`. Categories get
     ids from 1: those that the layout lists in its order, others as they come. Box and area are those of the drawn mask
     where the layout states none. A region that cannot be drawn stays in the file, for `validate` to name, and is counted.
 
@@ -44,14 +44,14 @@ def write_regions(layout: Layout, out: str, *, class_free: bool, description: st
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(prefix=".rlabel-tmp-", dir=folder) as rows:
-        writer = _Writer(layout, rows, class_free)
+        writer = _Writer(layout, rows, class_free, source)
         store.put_stream(name, writer.chunks(description))
     return writer.written()
 
 
 class _Writer:
-    def __init__(self, layout: Layout, rows: IO[bytes], class_free: bool) -> None:
-        self.layout, self.rows, self.class_free = layout, rows, class_free
+    def __init__(self, layout: Layout, rows: IO[bytes], class_free: bool, source: str) -> None:
+        self.layout, self.rows, self.class_free, self.source = layout, rows, class_free, source
         self.ids: dict[str, int] = {}
         self.limits = Limits()
         self.num_images = self.num_regions = self.num_known = self.num_dropped = 0
@@ -80,7 +80,9 @@ class _Writer:
                 self.rows.write((b"\n" if self.num_regions == 1 else b",\n") + canonical_bytes(json_safe(row)))
         if not self.num_images:
             lines = "".join(f"\n  {line}" for line in self.layout.notes.lines())
-            raise InputError(f"found no picture to write. Name another layout, or check the paths.{lines}")
+            raise InputError(
+                f"{self.source}: found no picture to write. Name another layout, or check the paths.{lines}"
+            )
         yield b'],\n"annotations":['
         self.rows.seek(0)
         while chunk := self.rows.read(_CHUNK_BYTES):
