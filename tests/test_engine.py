@@ -157,7 +157,7 @@ def test_an_answer_ends_before_its_stop_token_whose_probability_is_kept() -> Non
     stopping = engine(zoom="off")
     stop = free[3]
     assert stop not in free[:3] and not set(free[:4]) & set(processor.stop_ids)
-    stopping._stops, stopping._stop_ids = frozenset([stop]), torch.tensor([stop])
+    stopping._stops, stopping.stop_ids = frozenset([stop]), torch.tensor([stop])
     answer = stopping.answer([item])[0][0]
     assert answer.text == str(processor.tokenizer.decode(free[:3])).strip()
     assert len(answer.token_logprobs) == 4
@@ -170,7 +170,7 @@ def test_a_stopped_region_stays_as_it_is_while_others_go_on() -> None:
     ids = [generate_one(model, processor, inputs[0], region) for region in range(6)]
     stop = next(token for token in ids[0][:3] if any(token not in row for row in ids))
     stopping = engine(zoom="off")
-    stopping._stops, stopping._stop_ids = frozenset([stop]), torch.tensor([stop])
+    stopping._stops, stopping.stop_ids = frozenset([stop]), torch.tensor([stop])
     answers = stopping.answer(inputs)[0]
     wanted = [row.index(stop) + 1 if stop in row else NEW_TOKENS for row in ids]
     assert len(set(wanted)) > 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import model_factories
 from rlabel.labeling.cascade import ATTENTION, Tiles, cascade_attention
-from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, Texts, cascade_fits
+from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, Texts, cascade_fits, feed_together
 from rlabel.regiongpt.modeling import RegionGPTForConditionalGeneration
 
 # Images with many rows, one, none, and a few; with one tile an image most places would be empty.
@@ -53,6 +53,35 @@ def test_rows_that_share_a_prefix_say_what_rows_with_copies_of_it_say(text: str)
     copied.keep(kept)
     step_RD = torch.randn(len(kept), 1, WIDTH)
     assert_same(shared.feed(step_RD), copied.feed(step_RD))
+
+
+@torch.inference_mode()
+def test_rows_that_have_come_to_different_lengths_are_fed_together() -> None:
+    first, copied, suffix_RSD = pair("llama")
+    second, other, _ = pair("llama")
+    for rows in (first, copied, second, other):
+        rows.feed(suffix_RSD)
+    ahead_RD = torch.randn(len(IMAGE_INDEX), 1, WIDTH)
+    second.feed(ahead_RD)
+    other.feed(ahead_RD)
+    few = torch.tensor([0, 11, 12])
+    second.keep(few)
+    other.keep(few)
+    for _ in range(18):
+        step_RD = torch.randn(len(IMAGE_INDEX) + len(few), 1, WIDTH)
+        got = feed_together([first, second], step_RD)
+        assert_same(got, torch.cat([copied.feed(step_RD[: len(IMAGE_INDEX)]), other.feed(step_RD[-len(few) :])]))
+
+
+@torch.inference_mode()
+def test_prefixes_that_no_row_looks_at_are_let_go_once_they_are_half_of_all() -> None:
+    shared, copied, suffix_RSD = pair("llama")
+    assert shared.num_prefixes == 4
+    for kept, num_prefixes in ((torch.arange(12), 2), (torch.tensor([11]), 1)):
+        shared.keep(kept)
+        copied.keep(kept)
+        assert shared.num_prefixes == num_prefixes and shared.num_rows == len(kept)
+    assert_same(shared.feed(suffix_RSD[:1]), copied.feed(suffix_RSD[:1]))
 
 
 @torch.inference_mode()

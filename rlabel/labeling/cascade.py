@@ -40,6 +40,11 @@ class Beginnings:
     def num_groups(self) -> int:
         return int(self.keys[0].shape[0])
 
+    def only(self, index_G: Tensor) -> Beginnings:
+        """Return these of the groups (int64, on the CPU); they are copied."""
+        index_G = index_G.to(self.keys[0].device)
+        return Beginnings(keys=[one[index_G] for one in self.keys], values=[one[index_G] for one in self.values])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
@@ -137,7 +142,7 @@ class Own:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """Where the tokens of one forward belong. shared: beginnings with the rows that go on from them, the first ones first.
+    """Where tokens of one forward belong. shared: beginnings with the rows that go on from them, the first ones first.
 
     place_N: index of each token in (R, M), for rows of different lengths; None: every row has M tokens. own: keys of earlier tokens, kept up; or None.
     """
@@ -148,6 +153,10 @@ class Feed:
     own: Own | None
     place_N: Tensor | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        return self.num_rows * self.num_each if self.place_N is None else len(self.place_N)
+
 
 def attend(
     module: nn.Module,
@@ -156,7 +165,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    rlabel_feed: Feed | None = None,
+    rlabel_feeds: Sequence[Feed] = (),
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Return (attended (1, N, heads, E), None), as transformers' attention functions do. query: (1, heads, N, E); key, value: (1, H, N, E).
@@ -164,17 +173,30 @@ def attend(
     Raises NotImplementedError where a model asks its attention for more than this: then beginnings have to be copied.
     """
     more = [name for name, wanted in others.items() if wanted is not None and name not in _HARMLESS]
-    if rlabel_feed is None or attention_mask is not None or more:
+    if not rlabel_feeds or attention_mask is not None or more:
         raise NotImplementedError(f"attention with {more or 'a mask, or without a feed'}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query_NHE, key_NHE, value_NHE = (values_1HNE[0].transpose(0, 1) for values_1HNE in (query, key, value))
-    return attend_rows(query_NHE, key_NHE, value_NHE, rlabel_feed, int(module.layer_idx), scale)[None], None  # type: ignore[arg-type]
+    return attend_rows(query_NHE, key_NHE, value_NHE, rlabel_feeds, int(module.layer_idx), scale)[None], None  # type: ignore[arg-type]
 
 
 def attend_rows(
+    query_NHE: Tensor, key_NHE: Tensor, value_NHE: Tensor, feeds: Sequence[Feed], layer: int, scaling: float
+) -> Tensor:
+    """Return what the fed tokens of all rows see, (N, heads of queries, E), in their dtype. layer: counted from 0; its own keys and values are kept.
+
+    feeds: of the tokens in their order; those of each are looked at together.
+    """
+    if len(feeds) == 1:
+        return _attend_feed(query_NHE, key_NHE, value_NHE, feeds[0], layer, scaling)
+    sizes = [feed.num_tokens for feed in feeds]
+    each = zip(query_NHE.split(sizes), key_NHE.split(sizes), value_NHE.split(sizes), feeds, strict=True)
+    return torch.cat([_attend_feed(query, key, value, feed, layer, scaling) for query, key, value, feed in each])
+
+
+def _attend_feed(
     query_NHE: Tensor, key_NHE: Tensor, value_NHE: Tensor, feed: Feed, layer: int, scaling: float
 ) -> Tensor:
-    """Return what the fed tokens of all rows see, (N, heads of queries, E), in their dtype. layer: counted from 0; its own keys and values are kept."""
     num_heads = key_NHE.shape[1]
     query_RMHQE = _rows(query_NHE * scaling, feed).unflatten(2, (num_heads, -1))
     keys_RHME, values_RHME = _rows(key_NHE, feed).transpose(1, 2), _rows(value_NHE, feed).transpose(1, 2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion
 from rlabel.corpus.picture import Sight
+from rlabel.labeling.continuous import ContinuousBatch
 from rlabel.labeling.engine import Decoded, Engine
 from rlabel.regiongpt.processing import RegionInputs
 
@@ -21,6 +22,14 @@ class Describer(Protocol):
         """Return one answer a region for each of the inputs, in order."""
 
 
+@runtime_checkable
+class JoinableDescriber(Protocol):
+    """A Describer that can let images join while it still answers others."""
+
+    def continuous(self, most_regions: int) -> ContinuousBatch[Any] | None:
+        """Return a batch that answers as `describe` does, at most so many regions at once; None where nothing could join it."""
+
+
 class RegionGPTDescriber:
     """Describes regions by a RegionGPT engine."""
 
@@ -32,6 +41,11 @@ class RegionGPTDescriber:
 
     def describe(self, inputs: Sequence[RegionInputs]) -> list[list[Decoded]]:
         return self.engine.answer(inputs)
+
+    def continuous(self, most_regions: int) -> ContinuousBatch[Any] | None:
+        # A name is chosen in a few steps, most of them of many tokens: there is little to gain.
+        joins = self.engine.stretches is None and self.engine.options.prefix_sharing in ("auto", "packed")
+        return ContinuousBatch(self.engine, most_regions) if joins else None
 
 
 def inputs_of(engine: Engine, image: PreparedImage, regions: Sequence[PreparedRegion]) -> RegionInputs:

@@ -9,7 +9,7 @@ K tokens a region, P prefix tokens, S suffix tokens, D width, V vocabulary of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from rlabel.config import PrefixSharing, Search
 from rlabel.errors import InputError
 from rlabel.labeling.budget import Mentions, in_parts
 from rlabel.labeling.encoding import DeviceBatch, Encoded, to_device_batch
+from rlabel.labeling.growing import Growing, pick
 from rlabel.labeling.layers import Layers
 from rlabel.labeling.rows import CascadeRows, CopiedRows, Rows, cascade_fits, fitting_layers
 from rlabel.labeling.scoring import score_rows
@@ -81,10 +82,6 @@ def without_answer(reason: str) -> Decoded:
     return Decoded(text="", token_logprobs=(), problem=reason)
 
 
-# A step of fewer rows pays for the copying that it takes once this share of them is done.
-_DONE_SHARE = 0.25
-
-
 class Engine:
     """Answers regions with one model. Holds no state between calls but the model and the prompt's tokens."""
 
@@ -100,7 +97,7 @@ class Engine:
             self.stretches = self.stretches_of(options.names)
         # Kept: the processor reads its whole vocabulary to find them.
         self._stops = frozenset(processor.stop_ids)
-        self._stop_ids = torch.tensor(sorted(self._stops), device=self.device)
+        self.stop_ids = torch.tensor(sorted(self._stops), device=self.device)
         self._sharing = options.prefix_sharing
         self._layers: Layers | None = None
         self._tried = False
@@ -307,33 +304,12 @@ class Engine:
             return self._free_texts(rows, logits_NV)
 
     def _free_texts(self, rows: Rows, logits_NV: Tensor) -> list[Decoded]:
-        num_questions, most = len(logits_NV), self.options.max_new_tokens
-        tokens_NM = torch.full((num_questions, most), -1, device=self.device)
-        logprobs_NM = torch.zeros((num_questions, most), device=self.device)
         embed = self.model.get_input_embeddings()
-        # The question of each row that still grows, and which of them are done but not yet taken out.
-        question_R = torch.arange(num_questions)
-        done_R = torch.zeros(num_questions, dtype=torch.bool)
-        logits_RV = logits_NV
-        for number in range(most):
-            # Picked from the raw logits, as generate does: a log-softmax may round two of them together.
-            token_R = logits_RV.argmax(-1)
-            logprob_R = logits_RV.gather(1, token_R[:, None])[:, 0].float() - logits_RV.float().logsumexp(-1)
-            growing_R = ~done_R.to(self.device)
-            on_device_R = question_R.to(self.device)
-            tokens_NM[on_device_R, number] = torch.where(growing_R, token_R, -1)
-            logprobs_NM[on_device_R, number] = logprob_R
-            # The one wait for the device in a step.
-            done_R = done_R | torch.isin(token_R, self._stop_ids).cpu()
-            num_done = int(done_R.sum())
-            if num_done == len(done_R) or number == most - 1:
-                break
-            if num_done >= _DONE_SHARE * len(done_R):
-                kept_R = (~done_R).nonzero()[:, 0]
-                rows.keep(kept_R)
-                question_R, done_R, token_R = question_R[kept_R], done_R[kept_R], token_R[kept_R.to(self.device)]
-            logits_RV = rows.feed(embed(token_R[:, None]))
-        return self._texts(tokens_NM.cpu(), logprobs_NM.cpu())
+        growing = Growing(rows, len(logits_NV), self.options.max_new_tokens, self.device)
+        pick([growing], logits_NV, self.stop_ids)
+        while not growing.is_done:
+            pick([growing], rows.feed(embed(growing.token_R[:, None])), self.stop_ids)
+        return self.decoded(growing.answers())
 
     def _names(self, stretches: Stretches, rows: Rows, logits_NV: Tensor) -> list[Decoded]:
         """Return a name for each of the rows, which stay as they are."""
@@ -343,12 +319,9 @@ class Engine:
             for ids, logprobs, share in found.answers()
         ]
 
-    def _texts(self, tokens_NM: Tensor, logprobs_NM: Tensor) -> list[Decoded]:
-        decoded = []
-        for ids, values in zip(tokens_NM.tolist(), logprobs_NM.tolist(), strict=True):
-            num_tokens = ids.index(-1) if -1 in ids else len(ids)
-            decoded.append(self._decoded(ids[:num_tokens], values[:num_tokens]))
-        return decoded
+    def decoded(self, answers: Iterable[tuple[Sequence[int], Sequence[float]]]) -> list[Decoded]:
+        """Return answers of token ids and their log-probabilities, stop tokens included, as text."""
+        return [self._decoded(ids, logprobs) for ids, logprobs in answers]
 
     def _decoded(self, ids: Sequence[int], logprobs: Sequence[float]) -> Decoded:
         text_ids = [token for token in ids if token not in self._stops]

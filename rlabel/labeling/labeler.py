@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -18,7 +18,8 @@ from rlabel.corpus.decoding import IN_PROCESS, Decoder
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
-from rlabel.labeling.describer import Describer, sight_of
+from rlabel.labeling.continuous import ContinuousBatch
+from rlabel.labeling.describer import Describer, JoinableDescriber, sight_of
 from rlabel.labeling.engine import Decoded
 from rlabel.labeling.stages import ShardWork, Stages, Step
 from rlabel.records import (
@@ -105,12 +106,17 @@ class Labeler:
 
     def begin(self, shard: Shard, images: Store) -> ShardWork[_Piece, list[_Answered]]:
         """Return the shard in work, its first pictures being prepared; several shards may be in work at once."""
+        joined = None
+        if isinstance(self.describer, JoinableDescriber):
+            joined = self.describer.continuous(self.max_regions_per_batch)
+        joining = None if joined is None else _Joining(joined, self._answered)
         return ShardWork(
             shard,
             self.stages,
             images=(self._steps(record, images) for record in shard.images),
-            fits=lambda batch: sum(len(piece.regions) for piece in batch) <= self.max_regions_per_batch,
-            answered=self._answered,
+            fits=self._fits if joining is None else joining.fits,
+            answered=self._answered if joining is None else joining.answered,
+            rest=None if joining is None else joining.rest,
             finished=self._finished,
             outcomes={region.key: stray_failure(region) for region in shard.stray_regions},
         )
@@ -144,6 +150,9 @@ class Labeler:
                 image = None  # a step that waits to be taken holds no pixels
             yield Step(outcomes=lost, piece=piece, is_last=is_last)
             lost = {}
+
+    def _fits(self, batch: Sequence[_Piece]) -> bool:
+        return sum(len(piece.regions) for piece in batch) <= self.max_regions_per_batch
 
     def _answered(self, batch: Sequence[_Piece]) -> list[_Answered]:
         """Answer a batch. What the model cannot do is told of the one image that it cannot do."""
@@ -187,6 +196,36 @@ class Labeler:
             snap, candidates = self.choosing.choose(snap, answer.likely_names)
         outcome = _label(record, prepared, answer, snap, candidates)
         return finished(outcome, self.calibrator, self.min_score) if isinstance(outcome, Label) else outcome
+
+
+class _Joining:
+    """The pieces of one shard in a batch that they join and leave one by one. apart: answers those that the batch could not."""
+
+    def __init__(self, batch: ContinuousBatch[_Piece], apart: Callable[[Sequence[_Piece]], list[_Answered]]) -> None:
+        self._batch = batch
+        self._apart = apart
+
+    def fits(self, pieces: Sequence[_Piece]) -> bool:
+        return self._batch.fits([piece.inputs for piece in pieces])
+
+    def answered(self, pieces: Sequence[_Piece]) -> list[_Answered]:
+        """Let pieces join; return what was answered meanwhile, theirs or those of others."""
+        return self._tried(lambda: self._batch.add(pieces, [piece.inputs for piece in pieces]))
+
+    def rest(self) -> list[_Answered]:
+        return self._tried(self._batch.finish)
+
+    def _tried(self, go_on: Callable[[], None]) -> list[_Answered]:
+        try:
+            go_on()
+        except torch.AcceleratorError:
+            raise  # as in Labeler._answered
+        except Exception as error:
+            log.warning("the model failed for one of several images: %r; those without answers are asked apart", error)
+        else:
+            return list(self._batch.take())
+        # Outside the handler: the error holds what the failed try had allocated.
+        return [*self._batch.take(), *self._apart(self._batch.give_up())]
 
 
 def unusable(answer: Decoded, *, may_be_empty: bool) -> tuple[str, str] | None:

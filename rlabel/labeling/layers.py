@@ -9,7 +9,7 @@ Legend: B images, P prefix tokens, N tokens that are fed, X positions whose logi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,8 +89,8 @@ class Layers:
             _finish(layer, x_ND, attended_BHPE.transpose(1, 2).reshape(len(x_ND), -1))
         return Beginnings(keys=keys, values=values)
 
-    def go_on(self, embeddings_ND: Tensor, positions_N: Tensor, feed: Feed, wanted_X: Tensor) -> Tensor:
-        """Return logits_XV behind the wanted ones of the tokens that are fed. positions_N: of the tokens in their texts."""
+    def go_on(self, embeddings_ND: Tensor, positions_N: Tensor, feeds: Sequence[Feed], wanted_X: Tensor) -> Tensor:
+        """Return logits_XV behind the wanted ones of the tokens that are fed. positions_N: of the tokens in their texts; feeds: where they belong."""
         turn = self._turn(embeddings_ND[None], positions_N[None])
         x_ND = embeddings_ND.clone()
         layers = list(self._model.layers)
@@ -99,7 +99,7 @@ class Layers:
             normed_ND = _normed(x_ND, layer.input_layernorm)
             query_NHE, key_NHE = (_turned(_heads(normed_ND, attention, name), turn) for name in "qk")
             attended_ND = attend_rows(
-                query_NHE, key_NHE, _heads(normed_ND, attention, "v"), feed, number, attention.scaling
+                query_NHE, key_NHE, _heads(normed_ND, attention, "v"), feeds, number, attention.scaling
             ).flatten(1)
             if layer is layers[-1]:
                 x_ND, attended_ND = x_ND[wanted_X], attended_ND[wanted_X]

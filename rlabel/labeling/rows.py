@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,15 +153,17 @@ class CascadeRows:
         prefixes = Beginnings(keys=[one.keys for one in cached], values=[one.values for one in cached])
         return cls(model, None, [(prefixes, image_index_R)], len(image_index_R), num_tokens)
 
+    @property
+    def num_rows(self) -> int:
+        return self._num_rows
+
+    @property
+    def num_prefixes(self) -> int:
+        """Return how many images' prefixes are held."""
+        return self._shared[0][0].num_groups
+
     def feed(self, embeddings_RMD: Tensor) -> Tensor:
-        num_rows, num_each, _ = embeddings_RMD.shape
-        device = embeddings_RMD.device
-        positions_RM = torch.arange(self._position, self._position + num_each, device=device).expand(num_rows, -1)
-        last_R = torch.arange(num_each - 1, num_rows * num_each, num_each, device=device)
-        logits_RV = self._forward(embeddings_RMD.flatten(0, 1), positions_RM.flatten(), num_each, self._own, last_R)
-        self._own.num_tokens += num_each
-        self._position += num_each
-        return logits_RV
+        return feed_together([self], embeddings_RMD)
 
     def try_texts(self, texts: Texts) -> Tensor:
         fed_RM = texts.fed_RM
@@ -168,12 +171,11 @@ class CascadeRows:
         place_N = fed_RM.flatten().nonzero()[:, 0]
         wanted_X = texts.wanted_RM.flatten()[place_N].nonzero()[:, 0]
         embeddings_ND = self._model.get_input_embeddings()(texts.ids_RM.flatten()[place_N])
-        own = self._own if self._own.num_tokens else None
-        positions_N = self._position + place_N % num_each
-        return self._forward(embeddings_ND, positions_N, num_each, own, wanted_X, place_N)
+        feed = self._feed_of(num_each, self._own if self._own.num_tokens else None, place_N)
+        return self._forward(embeddings_ND, self._position + place_N % num_each, [feed], wanted_X)
 
     def keep(self, index_R: Tensor) -> None:
-        self._shared = [(beginnings, group_R[index_R]) for beginnings, group_R in self._shared]
+        self._shared = [_held(beginnings, group_R[index_R]) for beginnings, group_R in self._shared]
         self._tiles = None
         self._num_rows = len(index_R)
         self._own.select(index_R.to(self._shared[0][0].keys[0].device))
@@ -184,31 +186,49 @@ class CascadeRows:
             shared.append((self._own.beginnings(), index_R))
         return CascadeRows(self._model, self._layers, shared, len(index_R), self._position)
 
-    def _forward(
-        self,
-        embeddings_ND: Tensor,
-        positions_N: Tensor,
-        num_each: int,
-        own: Own | None,
-        wanted_X: Tensor,
-        place_N: Tensor | None = None,
-    ) -> Tensor:
+    def _feed_of(self, num_each: int, own: Own | None, place_N: Tensor | None = None) -> Feed:
         if self._tiles is None:
-            device = embeddings_ND.device
+            device = self._shared[0][0].keys[0].device
             self._tiles = [(one, Tiles.of(group_R, one.num_groups, device)) for one, group_R in self._shared]
-        feed = Feed(num_rows=self._num_rows, num_each=num_each, shared=self._tiles, own=own, place_N=place_N)
+        return Feed(num_rows=self._num_rows, num_each=num_each, shared=self._tiles, own=own, place_N=place_N)
+
+    def _forward(self, embeddings_ND: Tensor, positions_N: Tensor, feeds: list[Feed], wanted_X: Tensor) -> Tensor:
         if self._layers is not None:
-            return self._layers.go_on(embeddings_ND, positions_N, feed, wanted_X)
+            return self._layers.go_on(embeddings_ND, positions_N, feeds, wanted_X)
         with cascade_attention(self._model.language_model):
             output = self._model.language_model(
                 inputs_embeds=embeddings_ND[None],
                 position_ids=positions_N[None],
                 use_cache=False,
                 logits_to_keep=wanted_X,
-                rlabel_feed=feed,
+                rlabel_feeds=feeds,
             )
         logits: Tensor = output.logits[0]
         return logits
+
+
+def feed_together(cohorts: Sequence[CascadeRows], embeddings_RMD: Tensor) -> Tensor:
+    """Feed equally many tokens to all rows of some cohorts of one model, however far each has come; return logits_RV behind the last.
+
+    The rows of the first cohort stand first. All of the model but its attention works on the tokens of all cohorts at once.
+    """
+    num_rows, num_each, _ = embeddings_RMD.shape
+    device = embeddings_RMD.device
+    starts_R = torch.cat([torch.full((rows.num_rows,), rows._position) for rows in cohorts]).to(device)
+    positions_N = (starts_R[:, None] + torch.arange(num_each, device=device)).flatten()
+    last_R = torch.arange(num_each - 1, num_rows * num_each, num_each, device=device)
+    feeds = [rows._feed_of(num_each, rows._own) for rows in cohorts]
+    logits_RV = cohorts[0]._forward(embeddings_RMD.flatten(0, 1), positions_N, feeds, last_R)
+    for rows in cohorts:
+        rows._own.num_tokens += num_each
+        rows._position += num_each
+    return logits_RV
+
+
+def _held(beginnings: Beginnings, group_R: Tensor) -> tuple[Beginnings, Tensor]:
+    """Return the beginnings and each row's place among them, without those that no row goes on from once they are half of all."""
+    used_G, place_R = group_R.unique(return_inverse=True)
+    return (beginnings.only(used_G), place_R) if 2 * len(used_G) <= beginnings.num_groups else (beginnings, group_R)
 
 
 @torch.inference_mode()

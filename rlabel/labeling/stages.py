@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -51,7 +52,8 @@ class ShardWork(Generic[_P, _A]):
 
     images: the steps of each image, run on other threads, one step of an image at a time.
     fits: whether pieces go through the model together. answered: asks the model about a batch, in the thread that calls `answer`.
-    finished: makes outcomes by key of what `answered` gave, in another thread.
+    rest: gives what `answered` kept back, after the last batch; None where it keeps nothing back.
+    finished: makes outcomes by key of what these two gave, in another thread.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class ShardWork(Generic[_P, _A]):
         answered: Callable[[list[_P]], _A],
         finished: Callable[[_A], Mapping[str, Outcome]],
         outcomes: Mapping[str, Outcome],
+        rest: Callable[[], _A] | None = None,
     ) -> None:
         self.shard = shard
         self._stages = stages
-        self._fits, self._answered, self._finished = fits, answered, finished
+        self._fits, self._answered, self._rest, self._finished = fits, answered, rest, finished
         self._outcomes = dict(outcomes)
         self._images = iter(images)
         self._ahead: deque[tuple[Iterator[Step[_P]], Future[Step[_P]]]] = deque()
@@ -86,11 +89,13 @@ class ShardWork(Generic[_P, _A]):
                     if step.piece is None:
                         continue
                     if batch and not self._fits([*batch, step.piece]):
-                        self._send(batch)
+                        self._send(partial(self._answered, batch))
                         batch = []
                     batch.append(step.piece)
                 if batch:
-                    self._send(batch)
+                    self._send(partial(self._answered, batch))
+                if self._rest is not None:
+                    self._send(self._rest)
         except BaseException:
             self.close()
             raise
@@ -140,9 +145,9 @@ class ShardWork(Generic[_P, _A]):
         while len(self._ahead) < LOOK_AHEAD and (steps := next(self._images, None)) is not None:
             self._ahead.append((steps, self._stages.prepare.submit(next, steps)))
 
-    def _send(self, batch: list[_P]) -> None:
+    def _send(self, answer: Callable[[], _A]) -> None:
         with span("model"):
-            answered = self._answered(batch)
+            answered = answer()
         self._unfinished.append(self._stages.finish.submit(self._finished, answered))
         while len(self._unfinished) > _MOST_UNFINISHED:
             with span("wait for snapping"):
