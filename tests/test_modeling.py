@@ -262,7 +262,7 @@ def test_saving_and_loading_is_bit_exact_also_through_the_auto_classes(
     loaded_item = factory.random_inputs(loaded_helper, [1], seed=3)[0]
     with torch.no_grad():
         first = made(**model_inputs(helper, item)).logits
-        second = again(**model_inputs(loaded_helper, loaded_item)).logits
+        second = factory.aligned(again)(**model_inputs(loaded_helper, loaded_item)).logits
     assert torch.equal(first, second)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ LOOK_AHEAD = 4
 # Answered batches that wait to be finished. They hold their masks.
 _MOST_UNFINISHED = 2
 _P = TypeVar("_P")
-_A = TypeVar("_A")
+_A = TypeVar("_A", bound=Sized)
 
 
 class Stages:
@@ -51,7 +51,8 @@ class ShardWork(Generic[_P, _A]):
     """One shard in work: its preparation has begun. First `answer`, then `result`; `close` where it ends otherwise.
 
     images: the steps of each image, run on other threads, one step of an image at a time.
-    fits: whether pieces go through the model together. answered: asks the model about a batch, in the thread that calls `answer`.
+    fits: whether pieces go through the model together. answered: asks the model about a batch, in the thread that calls `answer`; it may keep answers
+    back, and give others then.
     rest: gives what `answered` kept back, after the last batch; None where it keeps nothing back.
     finished: makes outcomes by key of what these two gave, in another thread.
     """
@@ -148,6 +149,8 @@ class ShardWork(Generic[_P, _A]):
     def _send(self, answer: Callable[[], _A]) -> None:
         with span("model"):
             answered = answer()
+        if not answered:
+            return
         self._unfinished.append(self._stages.finish.submit(self._finished, answered))
         while len(self._unfinished) > _MOST_UNFINISHED:
             with span("wait for snapping"):
