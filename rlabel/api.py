@@ -22,11 +22,12 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from rlabel.config import LabelSettings
+from rlabel.config import LabelSettings, load_settings
 from rlabel.errors import InputError, UsageError
 from rlabel.records import Abstention, BoxXywh, Caption, Failure, JsonObject, JsonValue, Label, Outcome
 from rlabel.storage import Store, read_url
@@ -116,17 +117,16 @@ class Labeler:
             )
         folder = Path(tempfile.mkdtemp(prefix="rlabel-"))
         try:
-            settings = LabelSettings(
-                images=str(folder),
-                regions=str(folder / "regions.json"),
-                out=str(folder / "out"),
-                model=os.fspath(model),
-                vocabulary="given to Labeler.from_pretrained",
-                task=task,
-                no_ray=True,
-                **options,
-            )
-            settings.check()
+            own = {
+                "images": str(folder),
+                "regions": str(folder / "regions.json"),
+                "out": str(folder / "out"),
+                "model": os.fspath(model),
+                "vocabulary": "given to Labeler.from_pretrained",
+                "task": task,
+                "no_ray": True,
+            }
+            settings = load_settings(LabelSettings, None, {**own, **options})
             if vocabulary is None and settings.decoding != "free":
                 raise UsageError(
                     f"Labeler.from_pretrained: decoding={settings.decoding!r} chooses among names: give a vocabulary."
@@ -150,9 +150,11 @@ class Labeler:
 
         A picture or a region that cannot be used ends as a failure with its reason. Raises UsageError for lists that do not fit together.
         """
-        if len(images) != len(regions):
+        is_one = isinstance(images, str | os.PathLike)
+        if is_one or len(images) != len(regions) or any(_is_number(own) for own in regions):
             raise UsageError(
-                f"Labeler.label: expected a list of regions for each image, got {len(images)} images and {len(regions)} lists."
+                "Labeler.label: expected a list of images and a list of regions for each image, as in label([photo], [[box, box]]), "
+                f"got {'one path' if is_one else f'{len(images)} images'} and {len(regions)} lists."
             )
         names = self._vocabulary if vocabulary is None else _vocabulary(vocabulary)
         if vocabulary is not None and self._settings.decoding != "free":
@@ -320,7 +322,7 @@ def _vocabulary(names: Names) -> Vocabulary:
         return names
     if isinstance(names, str | os.PathLike):
         return load_vocabulary(os.fspath(names))
-    own = list(names)
+    own = list(names) if isinstance(names, Iterable) else []
     if not own or not all(isinstance(name, str) and name.strip() for name in own) or len(set(own)) != len(own):
         raise InputError(
             "vocabulary: expected a list of distinct, non-empty names, a file, or a Vocabulary; "
@@ -370,6 +372,17 @@ def _placed(image: Picture, folder: Path, number: int) -> str:
 
 def _row(region: GivenRegion, number: int, place: int) -> JsonObject:
     """Return the annotation of a region as it is given. What is wrong with its shape is found when it is drawn."""
+    with suppress(TypeError, ValueError, KeyError):
+        if (row := _annotation(region)) is not None:
+            return row
+    raise UsageError(
+        f"Labeler.label: image {number}, region {place}: expected a box (left, top, width, height), polygons, an RLE, a bool mask or an annotation, "
+        f"got {type(region).__name__} {str(region)[:80]}."
+    )
+
+
+def _annotation(region: GivenRegion) -> JsonObject | None:
+    """Return the annotation, None for what is no region; raises Python's own errors where its values are none."""
     import numpy as np
 
     from rlabel.corpus.masks import mask_to_rle
@@ -387,10 +400,7 @@ def _row(region: GivenRegion, number: int, place: int) -> JsonObject:
         return {"bbox": [float(value) for value in values]}
     if values and all(isinstance(part, Iterable) and not isinstance(part, str) for part in values):
         return {"segmentation": [[float(value) for value in part] for part in values]}
-    raise UsageError(
-        f"Labeler.label: image {number}, region {place}: expected a box (left, top, width, height), polygons, an RLE, a bool mask or an annotation, "
-        f"got {type(region).__name__} {str(region)[:80]}."
-    )
+    return None
 
 
 def _is_number(value: object) -> bool:

@@ -17,7 +17,11 @@ Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"]
-DatasetFormat = Literal["coco", "lvis", "v3det", "visual_genome", "refcoco", "auto"]
+# What training reads itself, then what is converted for it; as rlabel.corpus.open.FORMATS and RegionsFormat below; a test compares them.
+DatasetFormat = Literal[
+    "coco", "lvis", "v3det", "visual_genome", "refcoco", "auto", "panoptic", "masks", "sa1b", "labelme", "yolo", "voc", "labelstudio", "cvat",
+    "huggingface", "webdataset",
+]  # fmt: skip
 Parallel = Literal["ddp", "fsdp"]
 Decoding = Literal["free", "constrained", "hybrid"]
 RankBy = Literal["total", "per_token", "prior"]
@@ -379,10 +383,11 @@ class TrainSettings(SettingsRecord):
 
     schema_name: ClassVar[str] = "train-settings"
 
-    images: str | None = Field(None, description="folder of the pictures")
+    images: str | None = Field(None, description="folder of the pictures; of parquet or tar, a new one for them")
     annotations: str | None = Field(None, description="COCO JSON with categories, or what --format says")
     mixture: str | None = Field(None, description="YAML file of several labeled datasets, instead of these two")
-    format: DatasetFormat = Field("coco", description="layout of the annotations")
+    format: DatasetFormat = Field("coco", description="layout of the annotations; auto: told by a look at them")
+    boxes: RegionsBoxes = Field("xywh", description="of annotations in parquet or tar: how they mean four numbers")
     split: str | None = Field(None, description="RefCOCO: train, val, test, testA or testB")
     out: str = Field(description="model folder to write; its checkpoints lie in OUT/checkpoints")
     model: str = Field(EMBEDDED_MODEL, description="model folder or hub id to start from")

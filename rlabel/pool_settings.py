@@ -11,7 +11,7 @@ from rlabel.settings_files import SettingsRecord
 
 def _whole_above_one(gpus: float) -> float:
     if gpus != -1 and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
-        raise ValueError("a share of one GPU, a whole number of GPUs, or -1 are expected")
+        raise ValueError("a share of one GPU, a whole number of GPUs, or -1")
     return gpus
 
 

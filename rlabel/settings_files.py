@@ -17,7 +17,7 @@ from rlabel.yaml_files import BadYaml, load_yaml_file
 class SettingsRecord(BaseModel):
     """Settings of a job. schema_name: of the JSON Schema that their file is checked against."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     schema_name: ClassVar[str]
 
     def check(self) -> None:
@@ -34,17 +34,50 @@ def load_settings(kind: type[_S], config_file: str | None, flags: Mapping[str, A
     """
     values: dict[str, Any] = {} if config_file is None else _read_yaml(kind, config_file)
     values.update({name: value for name, value in flags.items() if value is not None})
+    for name, value in values.items():
+        if "" in (value if isinstance(value, tuple | list) else [value]):
+            raise UsageError(
+                f"{_flag(name)}: expected a value, got an empty text, as of a variable that is not set. Give one, or leave the option out."
+            )
     try:
         settings = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        flag = f"--{name.replace('_', '-')}"
         if first["type"] == "missing":
-            raise UsageError(f"{flag}: missing. Give it as a flag, or as `{name}:` in the file of --config.") from error
-        raise UsageError(f"{flag}: {first['msg']}, got {first.get('input')!r}.") from error
+            raise UsageError(
+                f"{_flag(name)}: missing. Give it as a flag, or as `{name}:` in the file of --config."
+            ) from error
+        expected = _EXPECTED.get(first["type"], first["msg"].removeprefix("Value error, ")).format(
+            **first.get("ctx", {})
+        )
+        raise UsageError(
+            f"{_flag(name)}: expected {expected}, got {first.get('input')!r}. Give such a value, or leave the option out."
+        ) from error
     settings.check()
     return settings
+
+
+# What pydantic calls a broken rule, and what was expected then.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "finite_number": "a finite number",
+    "extra_forbidden": "an option that --help lists",
+}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def fields_in_order(kind: type[BaseModel]) -> list[str]:

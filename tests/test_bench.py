@@ -194,6 +194,6 @@ def test_bench_prints_a_table_and_one_json_line_and_leaves_nothing_behind(
 def test_bench_refuses_a_gpu_that_is_not_there_and_a_model_that_is_none(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         result = rlabel_here("bench", ["--device", "cuda"])
-        assert result.returncode == 2 and "no GPU" in result.stderr
+        assert result.returncode == 2 and "--device cuda: expected cpu, or a GPU that torch" in result.stderr
     result = rlabel_here("bench", ["--model", str(tmp_path), "--images", "1"])
     assert result.returncode == 1 and "config.json" in result.stderr

@@ -21,17 +21,19 @@ from rlabel.cli.convert import FORMATS as CONVERT_FORMATS
 from rlabel.cli.export import _FORMATS as EXPORT_FORMATS
 from rlabel.cli.main import main
 from rlabel.config import RegionsBoxes, RegionsFormat
+from rlabel.corpus.runs import runs_of_bitmap
 from rlabel.errors import InputError, StorageError, UsageError
 from rlabel.formats.brush import brush_to_mask, mask_to_brush
 from rlabel.formats.convert import convert
 from rlabel.formats.export import TARGET_FORMATS, TargetFormat, export
 from rlabel.formats.found import Notes
 from rlabel.formats.guess import SOURCE_FORMATS
-from rlabel.formats.outlines import joined, outlines, simplified, without_holes
+from rlabel.formats.outlines import Loop, joined, outlines, simplified, without_holes
 from rlabel.formats.rows import Boxes
 from rlabel.formats.shapes import Shapes
 from rlabel.formats.shown import Category, ShownLabel, ShownPicture
-from rlabel.formats.writing import Files
+from rlabel.formats.write_yolo import _polygon as yolo_polygon
+from rlabel.formats.writing import Files, made_once
 from rlabel.storage import Store
 from run_factories import box_polygon, image_row
 
@@ -59,10 +61,66 @@ def drawn(loops: Any, shape: tuple[int, ...]) -> Any:
     return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
 
 
+def traced(mask: Any) -> list[tuple[Loop, list[Loop]]]:
+    """The outlines of a mask, from the picture's corner."""
+    runs = runs_of_bitmap(mask, 0, 0)
+    corner = runs.box_xyxy[:2]
+    return [(outer + corner, [hole + corner for hole in holes]) for outer, holes in outlines(runs)]
+
+
+def walked(mask: Any) -> list[list[tuple[int, int]]]:
+    """The corners of every outline, walked unit by unit: each from its first corner by rows to the right; where lines cross,
+    towards what is up left, or away from it."""
+    padded = np.pad(mask, 1).tolist()
+    left, right, up, down = (-1, 0), (1, 0), (0, -1), (0, 1)
+
+    def onward(x: int, y: int, heading: tuple[int, int]) -> tuple[int, int]:
+        (a, b), (c, d) = padded[y][x : x + 2], padded[y + 1][x : x + 2]
+        lines = {way for way, is_line in ((left, a != c), (right, b != d), (up, a != b), (down, c != d)) if is_line}
+        back = (-heading[0], -heading[1])
+        if len(lines) == 4:
+            turns = (
+                {left: up, up: left, right: down, down: right} if a else {left: down, down: left, right: up, up: right}
+            )
+            return turns[back]
+        (way,) = lines - {back}
+        return way
+
+    rows, columns = range(len(padded) - 1), range(len(padded[0]) - 1)
+    to_walk = {
+        (y, x) for y in rows for x in columns if padded[y][x + 1] != padded[y + 1][x + 1]
+    }  # to the right of a point
+    found = []
+    while to_walk:
+        (y, x), way = min(to_walk), right
+        start, loop = (x, y), [(x, y)]
+        while True:
+            to_walk.discard((y, x - (way == left)) if way in (left, right) else (-1, -1))
+            x, y = x + way[0], y + way[1]
+            turned = onward(x, y, way)
+            if (x, y) == start and turned == right:
+                break
+            if turned != way:
+                loop.append((x, y))
+            way = turned
+        found.append(loop)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(MASKS)
+def test_outlines_are_those_of_a_walk_along_every_pixel(mask: Any) -> None:
+    pieces, expected = traced(mask), walked(mask)
+    outers = [[*map(tuple, outer.tolist())] for outer, _ in pieces]
+    holes = [[*map(tuple, hole.tolist())] for _, own in pieces for hole in own]
+    assert sorted(outers + holes) == sorted(expected)
+    assert outers == [loop for loop in expected if loop in outers], "in the order of their first corners by rows"
+
+
 @settings(max_examples=150, deadline=None)
 @given(MASKS)
 def test_outlines_drawn_by_pycocotools_are_the_mask_again(mask: Any) -> None:
-    loops = [without_holes(outer, holes) for outer, holes in outlines(mask)]
+    loops = [without_holes(outer, holes) for outer, holes in traced(mask)]
     assert (drawn(loops, mask.shape) == mask).all(), "holes cut open, piece by piece"
     assert (drawn([joined(loops)], mask.shape) == mask).all(), "and all in one line"
 
@@ -70,14 +128,14 @@ def test_outlines_drawn_by_pycocotools_are_the_mask_again(mask: Any) -> None:
 def test_outlines_of_a_ring_are_its_corners() -> None:
     mask = np.ones((5, 6), dtype=bool)
     mask[1:4, 2:4] = False
-    ((outer, (hole,)),) = outlines(mask)
+    ((outer, (hole,)),) = traced(mask)
     assert sorted(map(tuple, outer.tolist())) == [(0, 0), (0, 5), (6, 0), (6, 5)]
     assert sorted(map(tuple, hole.tolist())) == [(2, 1), (2, 4), (4, 1), (4, 4)]
 
 
 def test_a_simplified_outline_stays_within_its_tolerance() -> None:
     rows, columns = np.mgrid[:80, :80]
-    ((outer, _),) = outlines((rows - 40) ** 2 + (columns - 40) ** 2 < 900)
+    ((outer, _),) = traced((rows - 40) ** 2 + (columns - 40) ** 2 < 900)
     thinner = simplified(outer, 1.0)
     assert len(thinner) < len(outer) / 3
     from_centre = np.hypot(*(thinner - 40).T)
@@ -89,6 +147,14 @@ def test_a_simplified_outline_stays_within_its_tolerance() -> None:
 @given(MASKS)
 def test_brush_strokes_are_the_mask_again(mask: Any) -> None:
     assert (brush_to_mask(list(mask_to_brush(mask)), *mask.shape) == mask).all()
+
+
+@pytest.mark.parametrize(("side", "rows"), [(256, 64), (256, 256), (200, 150)])
+def test_brush_strokes_hold_runs_longer_than_one_word_can_say(side: int, rows: int) -> None:
+    """65,536 values, of which a pixel has four: 64 x 256 pixels are just as many."""
+    mask = np.zeros((side, side), dtype=bool)
+    mask[:rows] = True
+    assert (brush_to_mask(list(mask_to_brush(mask)), side, side) == mask).all()
 
 
 @pytest.mark.parametrize("to", TO_READ)
@@ -140,6 +206,42 @@ def test_yolo_lines_and_names(run: Path, tmp_path: Path) -> None:
         "0.375",
         "0.125",
     ]
+
+
+def shown(shape: Any) -> tuple[ShownPicture, ShownLabel]:
+    label = ShownLabel(
+        annotation_id=1, category=Category(category_id=1, name="cat", index=0, row={}), box_xywh=(4.0, 6.0, 20.0, 10.0),
+        segmentation=shape, area_px=None, score=None, is_crowd=False, attributes={},
+    )  # fmt: skip
+    return ShownPicture(index=0, image_id=1, file_name="a.jpg", width_px=64, height_px=48, row={}), label
+
+
+def test_a_polygon_that_draws_as_two_pieces_is_simplified_as_no_single_polygon() -> None:
+    picture, label = shown([[2, 2, 12, 2, 12, 10, 30, 10, 30, 2, 40, 2, 40, 12, 30, 12, 30, 10, 12, 10, 12, 12, 2, 12]])
+    for tolerance_px in (0.0, 1.0):
+        shapes = Shapes(Notes(), tolerance_px)
+        mask = shapes.mask(picture, label)
+        assert mask is not None
+        plain = shapes.plain_polygon(label, mask)
+        assert (plain is None) == (tolerance_px > 0), "as long as its own points are kept it is one"
+        assert len(shapes.polygons(label, mask)) == (2 if tolerance_px else 1)
+
+
+def test_shares_of_whole_pixels_are_written_as_any_others() -> None:
+    loop = np.array([[0, 0], [63, 1], [21, 47], [64, 48], [3, 0]], dtype=float)
+    expected = "0 0 0.984375 0.02083333 0.328125 0.97916667 1 1 0.046875 0"
+    assert [yolo_polygon(loop, 64, 48) for _ in range(2)] == [expected] * 2
+    assert yolo_polygon(loop + 0.5, 640, 480).split()[2:4] == ["0.09921875", "0.003125"]
+
+
+def test_what_is_made_once_of_a_number_is_kept_for_some_thousands() -> None:
+    known: dict[int, str] = {}
+    asked: list[int] = []
+    for first in range(0, 100_000, 7000):
+        numbers = [*range(first, first + 8000)] * 2
+        made = made_once(numbers, known, lambda new: asked.extend(new) or map(str, new))  # type: ignore[func-returns-value]
+        assert made == [*map(str, numbers)] and len(known) <= 16_384
+    assert 107_000 - 1000 <= len(asked) < 115_000, "of those that were asked for twice in a row most are kept"
 
 
 def test_simplified_polygons_say_what_they_cost(run: Path, tmp_path: Path) -> None:
@@ -275,11 +377,7 @@ def test_the_commands_list_every_layout() -> None:
 )
 def test_an_rle_without_drawing_is_that_of_the_drawn_mask(shape: Any) -> None:
     shapes = Shapes(Notes(), 0.0)
-    label = ShownLabel(
-        annotation_id=1, category=Category(category_id=1, name="cat", index=0, row={}), box_xywh=(4.0, 6.0, 20.0, 10.0),
-        segmentation=shape, area_px=None, score=None, is_crowd=False, attributes={},
-    )  # fmt: skip
-    picture = ShownPicture(index=0, image_id=1, file_name="a.jpg", width_px=64, height_px=48, row={})
+    picture, label = shown(shape)
     mask = shapes.mask(picture, label)
     assert shapes.rle(picture, label) == (None if mask is None else mask.to_rle())
 

@@ -95,7 +95,7 @@ def test_texts_of_various_lengths_behind_a_fork_are_those_of_transformers() -> N
 @pytest.mark.parametrize("has_tiles", [False, True])
 @torch.inference_mode()
 def test_bfloat16_is_as_near_to_float32_as_transformers_is(monkeypatch: pytest.MonkeyPatch, has_tiles: bool) -> None:
-    monkeypatch.setattr("rlabel.labeling.layers._HAS_TILES", has_tiles)
+    monkeypatch.setattr("rlabel.labeling.layers._has_tiles", lambda: has_tiles)
     exact, rounded = labeler("llama"), labeler("llama", torch.bfloat16)
     exact.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
     prefix_BPD, texts_RTD = torch.randn(3, 150, WIDTH).bfloat16(), torch.randn(len(ROWS), 3, WIDTH).bfloat16()

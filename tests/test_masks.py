@@ -23,6 +23,7 @@ from rlabel.corpus.masks import (
     rle_to_mask,
 )
 from rlabel.corpus.rle import BadRle, rle_counts
+from rlabel.corpus.runs import Runs
 from rlabel.records import JsonValue
 
 LIMITS = Limits()
@@ -253,6 +254,38 @@ def test_numbers_and_lists_beyond_what_a_picture_needs_are_refused_as_such():
     ):
         with pytest.raises(BadRle, match=words):
             rle_counts({"size": [H, W], "counts": counts}, H, W)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(2**41, "number that is too large"), (-(2**41), "negative"), (-(2**63), "negative")]
+)
+def test_a_run_in_a_list_that_no_picture_can_have_is_refused_as_what_it_is(number, words):
+    with pytest.raises(BadRle, match=words):
+        rle_counts({"size": [H, W], "counts": [number, 5]}, H, W)
+
+
+@pytest.mark.parametrize(("x", "width", "column"), [(3.6, 0.3, 3), (3.1, 0.2, 3), (W - 0.3, 0.3, W - 1), (0.0, 0.1, 0)])
+def test_a_box_without_a_pixels_centre_fills_the_pixel_it_begins_in(x, width, column):
+    drawn = draw(None, (x, 2.0, width, 4.0))
+    assert np.argwhere(drawn.mask_HW).tolist() == [[row, column] for row in range(2, 6)]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[2.5, 1.0, 9.0, 3.0, 4.0, 8.5], [1, 1]],
+        {"size": [H, W], "counts": [0, 2, 0, 3, H * W - 5]},
+        {"size": [H, W], "counts": [H * W]},  # without a pixel: the box
+        None,
+    ],
+)
+def test_a_mask_kept_as_runs_is_the_one_kept_as_a_bitmap(segmentation):
+    bitmap = draw(segmentation, BOX)
+    runs = rasterise(segmentation, BOX, H, W, LIMITS, as_runs=True)
+    assert isinstance(runs.inside, Runs) and not isinstance(bitmap.inside, Runs)
+    assert (runs.mask_HW == bitmap.mask_HW).all() and runs.mask_HW.any()
+    for name in ("left_px", "top_px", "box_xywh", "area_px", "source", "note", "crop_shape"):
+        assert getattr(runs, name) == getattr(bitmap, name), name
 
 
 @given(st.text(alphabet=[chr(code) for code in range(48, 112)], max_size=60))

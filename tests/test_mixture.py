@@ -119,7 +119,7 @@ def test_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
         ({"datasets": [row("a", tasks={})]}, "dataset a: tasks"),
         ({"datasets": [row("a", tasks={"sing": 1})]}, "dataset a: tasks.sing"),
         ({"datasets": [row("a", tasks={"classify": 2})]}, "dataset a: tasks.classify"),
-        ({"datasets": [row("a", format="yolo")]}, "dataset a: format: "),
+        ({"datasets": [row("a", format="voc2012")]}, "dataset a: format: "),
         ({"datasets": [row("a"), row("a")]}, "dataset a: expected a name of its own"),
         ({"datasets": [row("a")], "where": "x"}, "expected a mapping with the list"),
         ("- a\n", "expected a mapping with the list"),

@@ -18,8 +18,8 @@ from rlabel.bench.pipeline import in_process, plan
 from rlabel.bench.prefill import measure_prefill, prefill_text
 from rlabel.bench.rows import RowName, engine_of, make_rows, prepare, shortened
 from rlabel.config import Attention, CompileMode, Dtype
-from rlabel.errors import UsageError
 from rlabel.regiongpt.assembly import save
+from rlabel.regiongpt.devices import usable_device
 from rlabel.run.job import LabelJob, open_run
 from rlabel.run.profile import profile_text, profile_to_json
 from rlabel.run.worker import LabelWorker, worker_spec
@@ -58,8 +58,7 @@ def run_bench(options: BenchOptions, say: Callable[[str], None]) -> tuple[str, d
 
     Raises UsageError for a GPU that is not there, and what a labeling job raises.
     """
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {options.device}: this torch sees no GPU. Use --device cpu.")
+    usable_device(options.device)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="rlabel-bench-") as folder:
         return _run_in(Path(folder), options, say)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import ends_cleanly
 from rlabel.config import EMBEDDED_MODEL
 from rlabel.errors import UsageError
@@ -61,7 +62,7 @@ class AblateJob:
     "--tables", default=_DEFAULT_TABLES, show_default=True, help=f"Of {', '.join(get_args(_TABLES))}, joined by commas."
 )
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="Trainings of each cell.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True)
+@click.option("--epochs", type=FiniteRange(min=0, min_open=True), default=4.0, show_default=True)
 @click.option("--vision", default="efficientnet-lite2", show_default=True, help="Frozen tower, as for rlabel assemble.")
 @click.option(
     "--image-size-px", type=click.IntRange(32), help="Side the picture is squeezed to [default: the tower's own]."

@@ -41,14 +41,17 @@ def ask(
     from rlabel.corpus.isolation import shared_decoders
     from rlabel.corpus.limits import Limits
     from rlabel.prompts.questions import parse_question
-    from rlabel.storage import Store
+    from rlabel.storage import split_url
 
     for question in questions:  # wrong ones are told before a model is loaded
         parse_question(question, len(regions))
     limits = Limits()
-    place = Path(image)
+    if not image or Path(image).is_dir():
+        raise UsageError(
+            f"IMAGE {image}: expected the file of a picture, got {'a folder' if image else 'an empty text'}. Name a file."
+        )
     try:
-        pixels_HWC = open_image(Store.open(str(place.parent)), place.name, limits, shared_decoders())
+        pixels_HWC = open_image(*split_url(image), limits, shared_decoders())
     except BadImage as error:
         raise InputError(f"{image}: {error}") from error
     masks = [read_region(text, pixels_HWC.shape[0], pixels_HWC.shape[1], limits) for text in regions]

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import ends_cleanly
 from rlabel.errors import UsageError
 
@@ -58,26 +59,27 @@ from rlabel.errors import UsageError
 )
 @click.option("--zoom-size-px", type=int, help="Side of the crops.")
 @click.option(
-    "--zoom-below-px", type=float, default=64.0, help="With --zoom small: longer side, in the squeezed picture."
+    "--zoom-below-px",
+    type=FiniteRange(min=0),
+    default=64.0,
+    help="With --zoom small: longer side, in the squeezed picture.",
 )
 @click.option(
     "--zoom-context",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     default=0.1,
     help="Margin of a crop, as a share of the box's longer side.",
 )
 @click.option(
     "--zoom-more-contexts",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     multiple=True,
     help="Further crops of each region, at other margins; their mean is taken.",
 )
-@click.option(
-    "--zoom-keep", type=click.FloatRange(0, 1), default=0.0, help="How much of a crop's outside stays visible."
-)
+@click.option("--zoom-keep", type=FiniteRange(0, 1), default=0.0, help="How much of a crop's outside stays visible.")
 @click.option(
     "--zoom-pooled-weight",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=1.0,
     help="Weight of the mask-pooled part in zoomed regions.",
 )

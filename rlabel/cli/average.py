@@ -25,11 +25,12 @@ def average(models: tuple[str, ...], out: str, save_dtype: str) -> None:
       rlabel train --model fresh/ --recipe mini --stages align --seed 1 ... --out b/
       rlabel average a/ b/ --out ab/
     """
-    from rlabel.regiongpt.averaging import write_average
-
     if len(models) < 2:
-        raise UsageError(f"rlabel average: expected two model folders or more, got {len(models)}.")
+        raise UsageError(f"MODELS: expected two model folders or more, got {len(models)}. Name each of them.")
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, got one with files. Give another name.")
-    write_average(models, out, save_dtype)
+    from rlabel.regiongpt.averaging import write_average
+    from rlabel.run.job import resolve
+
+    write_average([str(resolve(model)) for model in models], out, save_dtype)
     print(f"rlabel: wrote {out}, the mean of {len(models)} models", file=sys.stderr)

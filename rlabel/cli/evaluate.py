@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from rlabel.cli.convert import FORMATS
 from rlabel.cli.options import ends_cleanly, print_json
+
+if TYPE_CHECKING:
+    from rlabel.formats.guess import SourceFormat
+    from rlabel.formats.rows import Boxes
 
 
 @click.command(context_settings={"max_content_width": 110})
 @click.argument("run")
-@click.option("--truth", required=True, help="COCO JSON with categories for the same regions.")
+@click.option(
+    "--truth",
+    required=True,
+    help="The labeled regions with their categories: COCO JSON, or the file or folder of another layout that was labeled.",
+)
+@click.option(
+    "--truth-format",
+    type=click.Choice(["auto", *FORMATS]),
+    default="auto",
+    show_default=True,
+    help="Layout of --truth.",
+)
+@click.option(
+    "--truth-boxes",
+    type=click.Choice(["xywh", "xyxy"]),
+    default="xywh",
+    show_default=True,
+    help="Of --truth in parquet or tar: how it means four numbers.",
+)
 @click.option("--provenance", help="JSON that says of each region whether training showed its picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
@@ -26,6 +50,8 @@ from rlabel.cli.options import ends_cleanly, print_json
 def evaluate(
     run: str,
     truth: str,
+    truth_format: SourceFormat | Literal["auto"],
+    truth_boxes: Boxes,
     provenance: str | None,
     as_json: bool,
     images: str | None,
@@ -37,8 +63,15 @@ def evaluate(
     \b
     Example:
       rlabel evaluate run/ --truth instances.json --images photos/
+      rlabel evaluate run/ --truth yolo/ --images yolo/images/
     """
-    run_evaluate(run, truth, provenance, as_json, images, semantic, embedder)
+    from rlabel.cli.regions_in import truth_as_coco
+    from rlabel.evaluation.same_regions import check_numbered_alike
+
+    with truth_as_coco(truth, truth_format, images, truth_boxes) as labels:
+        if labels.was_converted:
+            check_numbered_alike(run, labels.file, truth)
+        run_evaluate(run, labels.file, provenance, as_json, images, semantic, embedder)
 
 
 def run_evaluate(

@@ -23,11 +23,18 @@ def evaluate_captions(run: str, truth: str, embedder: str | None, as_json: bool)
     Example:
       rlabel evaluate-captions run/ --truth instances.json
     """
-    from rlabel.evaluation.captions import read_caption_truth, read_captions, score_captions, scores_to_text
+    from rlabel.evaluation.captions import (
+        check_captioned,
+        read_caption_truth,
+        read_captions,
+        score_captions,
+        scores_to_text,
+    )
     from rlabel.vocabulary.embedding import MiniLmEmbedder
 
     wanted = read_caption_truth(truth)
     captions = read_captions(run)
+    check_captioned(captions, wanted, run, truth)
     scores = score_captions(captions, wanted, MiniLmEmbedder(embedder))
     if as_json:
         print_json(scores.to_json())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import ends_cleanly, print_json
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _FORMATS = ("coco-results", "lvis", "yolo", "voc", "labelstudio", "cvat", "fifty
 @click.option("--boxes-only", is_flag=True, help="Leave masks out.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0.0, 100.0),
+    type=FiniteRange(0.0, 100.0),
     default=0.0,
     show_default=True,
     help="How far polygons may leave a mask's edge, in pixels; 0 keeps masks exactly.",

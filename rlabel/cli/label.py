@@ -10,6 +10,7 @@ import click
 
 from rlabel.cli.dry_run import Measure, asked_measure, print_plan
 from rlabel.cli.live import shown_live
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, settings_options, stop_on_sigterm
 from rlabel.cli.propose import ProposeDone, proposals_are_there, propose_first
 from rlabel.cli.propose_plan import print_propose_plan
@@ -53,7 +54,7 @@ _ANSWERS = {
 )
 @click.option(
     "--price-per-hour",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="With --measure: of one GPU (of one CPU where the model runs on those), to say what the run costs.",
 )
 @ends_cleanly
@@ -110,6 +111,10 @@ def _plan_and_label(
             print_plan(job, measure)
             return
         check_pictures(job)
+        if settings.no_ray:  # under Ray the actors' nodes are asked, not this one
+            from rlabel.regiongpt.devices import usable_device
+
+            usable_device(settings.device)
         run = open_run(job, under_ray=not settings.no_ray)
         lease = stack.enter_context(driving(run, settings.driver_expiry_s))
         progress = RunProgress(run, settings.heartbeat_s, lease)

@@ -103,9 +103,10 @@ _SPIN_TURNS = 10_000
 def share_cores() -> None:
     """Let idle OpenMP threads sleep after half a millisecond, here and in every process that this one starts. Call it before torch is imported.
 
-    "Active" is what libgomp needs to wait at all (a twentieth of that) where threads of several pools are more than the cores, as in an actor whose model,
-    preparation and snapping run on threads of their own; the count bounds it, for Intel's and LLVM's runtimes the block time (milliseconds). A 135M prefill in bfloat16 on 2 cores, torch 2.13 (libgomp) takes 0.95 s so, 1.7 where threads sleep at once, 0.98 where they spin long; with
-    three other busy processes on these cores 4.1, 2.8 and 10 s. What the environment says already stays.
+    "Active" is what libgomp needs to wait at all (a tenth of that) where the threads of several pools are more than the cores, as in an actor whose
+    model, preparation and snapping run on threads of their own. The count bounds it; for Intel's and LLVM's runtimes the block time does (milliseconds).
+    A 135M prefill in bfloat16 on 2 cores, torch 2.13 (libgomp) takes 0.95 s so, 1.7 where threads sleep at once, 0.98 where they spin long; with three
+    other busy processes on these cores 4.1, 2.8 and 10 s. What the environment says already stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "ACTIVE"

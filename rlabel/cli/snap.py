@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import INTERRUPTED, Stopped, ends_cleanly, print_json, stop_on_sigterm
 from rlabel.errors import RlabelError
 
@@ -58,14 +59,14 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Calibrate the scores by what `rlabel calibrate` wrote, of the first vocabulary. It must fit.",
 )
-@click.option("--min-score", type=click.FloatRange(0.0, 1.0), help="Labels below it become abstentions.")
+@click.option("--min-score", type=FiniteRange(0.0, 1.0), help="Labels below it become abstentions.")
 @click.option("--keep-zero-ids", is_flag=True, help="Accept categories of id 0.")
 @click.option("--partial", is_flag=True, help="Take what an unfinished run has; the same command later adds the rest.")
 @click.option("--results-files", is_flag=True, help="Also write labels.bbox.json and labels.segm.json.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the embedder.  [default: one a core]")
 @click.option(
     "--driver-expiry-s",
-    type=click.FloatRange(1.0, 3600.0),
+    type=FiniteRange(1.0, 3600.0),
     default=60.0,
     show_default=True,
     help="A run whose driver gave no sign of life for so long may be taken over by another one.",

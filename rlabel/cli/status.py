@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import ends_cleanly, print_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch, one a look.")
 @click.option("--watch", is_flag=True, help="Look again and again until the run is not running any more.")
-@click.option("--every-s", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Of --watch.")
+@click.option("--every-s", type=FiniteRange(min=0.1), default=10.0, show_default=True, help="Of --watch.")
 @ends_cleanly
 def status(run: str, as_json: bool, watch: bool, every_s: float) -> None:
     """Say how far a run is, from its directory alone: what is committed, rate, failures, actors, and whether its driver lives.

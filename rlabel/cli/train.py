@@ -8,15 +8,17 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rlabel.cli.options import ends_cleanly, settings_options, stop_on_sigterm
+from rlabel.cli.train_labels import TakenLabels, absolute, labels_record, take_labels
 from rlabel.config import TrainSettings, load_settings
-from rlabel.errors import InputError, StorageError, UsageError
-from rlabel.storage import MissingFile, Store, open_url
+from rlabel.errors import StorageError, UsageError
+from rlabel.storage import Store
 
 RECORD = "training.json"
 
@@ -26,11 +28,12 @@ RECORD = "training.json"
 @click.option("--dry-run", is_flag=True, help="Print what would be trained; train nothing.")
 @ends_cleanly
 def train(config: str | None, dry_run: bool, **flags: Any) -> None:
-    """Fine-tune a labeler on a labeled COCO corpus; the result is a folder for --model.
+    """Fine-tune a labeler on a labeled corpus; the result is a folder for --model.
 
     \b
     Example:
       rlabel train --images photos/ --annotations instances.json --out tuned/
+      rlabel train --images yolo/images/ --annotations yolo/ --format auto --out tuned/
 
     Run it again to continue from the last checkpoint.
     """
@@ -39,9 +42,7 @@ def train(config: str | None, dry_run: bool, **flags: Any) -> None:
 
 def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
     """Check everything, train, and write the model folder; what `rlabel train` and the jobs do once they have their settings."""
-    from rlabel.regiongpt.quantization import model_fingerprint
     from rlabel.run.job import resolve
-    from rlabel.training.loop import TrainJob
     from rlabel.training.mixture import load_mixture
     from rlabel.training.recipe import load_recipe
 
@@ -74,28 +75,41 @@ def run_train(settings: TrainSettings, *, dry_run: bool = False) -> None:
             f"--split: only RefCOCO's references have splits, and --format is {settings.format}. Leave it out, and name the file of the split."
         )
     model = resolve(settings.model)
+    with ExitStack() as stack:
+        labels = take_labels(settings, mixture, stack, dry_run=dry_run)
+        _train(settings, recipe, model, labels, mixture, dry_run=dry_run)
+
+
+def _train(
+    settings: TrainSettings, recipe: Any, model: Path, labels: TakenLabels, written_mixture: Any, *, dry_run: bool
+) -> None:
+    """Train on labels that lie in files which training reads. written_mixture: as its file has it, for the record."""
+    from rlabel.regiongpt.quantization import model_fingerprint
+    from rlabel.training.loop import TrainJob
+
     record = {
         **settings.deciding(),
         "model_sha256": model_fingerprint(model),
-        **_labels_record(settings, mixture),
+        **labels_record(labels, written_mixture),
         "recipe": recipe.model_dump(mode="json"),
     }
     fingerprint = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     job = TrainJob(
         model=str(model),
-        images_url=_absolute(settings.images) if settings.images else "",
-        annotations_url=_absolute(settings.annotations) if settings.annotations else "",
-        mixture=mixture,
+        images_url=absolute(settings.images) if settings.images else "",
+        annotations_url=absolute(labels.train.file) if labels.train else "",
+        mixture=labels.mixture,
         recipe=recipe,
         seed=settings.seed,
         limit=settings.limit,
-        val_images_url=_absolute(settings.val_images) if settings.val_images else None,
-        val_annotations_url=_absolute(settings.val_annotations) if settings.val_annotations else None,
+        val_images_url=absolute(settings.val_images) if settings.val_images else None,
+        val_annotations_url=absolute(labels.val.file) if labels.val else None,
         val_limit=settings.val_limit,
         num_loader_workers=settings.num_loader_workers,
-        format=settings.format,
+        format=labels.train.format if labels.train else "coco",
         split=settings.split,
         val_split=settings.val_split,
+        val_format=labels.val.format if labels.val else None,
     )
     if dry_run:
         _check_recipe(job, settings.parallel)
@@ -135,17 +149,6 @@ def _check_sources(settings: TrainSettings) -> None:
             raise UsageError(
                 f"--{name}: missing. Give it as a flag, or as `{name}:` in the file of --config; or name several datasets with --mixture."
             )
-
-
-def _labels_record(settings: TrainSettings, mixture: Any) -> dict[str, Any]:
-    """Return what of the labels decides the weights: what their files hold, and a mixture as it is written."""
-    if mixture is None:
-        return {"annotations_sha256": _file_sha256(str(settings.annotations))}
-    digests = [
-        _file_sha256(one.annotations_url(mixture.folder), f"{mixture.where}, dataset {one.name}, annotations")
-        for one in mixture.datasets
-    ]
-    return {"mixture": mixture.model_dump(mode="json"), "annotations_sha256": digests}
 
 
 def _is_finished(out: Store, name: str, record: dict[str, Any]) -> bool:
@@ -202,7 +205,7 @@ def _check_corpora(job: Any) -> None:
 
 
 def _checkpoints_url(settings: TrainSettings, out: Store) -> str:
-    return _absolute(settings.storage) if settings.storage else out.join("checkpoints")
+    return absolute(settings.storage) if settings.storage else out.join("checkpoints")
 
 
 def _train_here(settings: TrainSettings, job: Any, out: Store, fingerprint: str) -> None:
@@ -373,25 +376,3 @@ def refuse_relative_out_in_a_job(out: str) -> None:
         raise UsageError(
             f"--out {out}: relative, but a Ray job runs in a copy of the working folder that is thrown away. Give an absolute path or URL."
         )
-
-
-def _file_sha256(url: str, where: str = "--annotations") -> str:
-    digest = hashlib.sha256()
-    if "://" not in url and Path(url).is_dir():  # Visual Genome and RefCOCO are folders
-        for path in sorted([*Path(url).glob("*.json"), *Path(url).glob("*.p")]):
-            digest.update(f"{path.name} {_file_sha256(str(path))}\n".encode())
-        return digest.hexdigest()
-    try:
-        with open_url(url) as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except MissingFile as error:
-        raise InputError(
-            f"{where} {url}: no such file. Give a COCO JSON with categories, or what the format says."
-        ) from error
-    return digest.hexdigest()
-
-
-def _absolute(path: str) -> str:
-    """Workers run in other folders: a local path must not depend on this one."""
-    return path if "://" in path else str(Path(path).resolve())

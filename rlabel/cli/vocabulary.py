@@ -7,6 +7,7 @@ from itertools import groupby
 
 import click
 
+from rlabel.cli.numbers import FiniteRange
 from rlabel.cli.options import ends_cleanly, print_json
 
 _NEAR = 0.9
@@ -25,7 +26,7 @@ def vocabulary() -> None:
 @click.option("--keep-zero-ids", is_flag=True, help="Accept id 0, as `rlabel label --keep-zero-ids` does.")
 @click.option(
     "--near",
-    type=click.FloatRange(-1, 1),
+    type=FiniteRange(-1, 1),
     help=f"Also compare the names' embeddings, and list pairs of at least this cosine. [with --embedder: {_NEAR}]",
 )
 @click.option("--embedder", help="sentence-transformers folder or id for that; the bundled MiniLM if left out.")

@@ -113,19 +113,26 @@ class RegionMask:
 
 
 def rasterise(
-    segmentation: JsonValue, box_xywh: BoxXywh | None, height_px: int, width_px: int, limits: Limits
+    segmentation: JsonValue,
+    box_xywh: BoxXywh | None,
+    height_px: int,
+    width_px: int,
+    limits: Limits,
+    *,
+    as_runs: bool = False,
 ) -> RegionMask:
     """Return the mask of a region in a picture of the given upright size.
 
     segmentation: COCO polygons (parts are united, as pycocotools does), compressed or uncompressed RLE, or None.
-    box_xywh: used where there is no segmentation, or one without any pixel.
+    box_xywh: used where there is no segmentation, or one without any pixel. as_runs: keep runs, for a caller that wants no
+    bitmap; of a large picture they are kept anyway, where they are smaller.
 
     Raises BadRegion when the row contradicts itself or the picture, or nothing of it lies in the picture.
     """
     if height_px < 1 or width_px < 1 or height_px * width_px > limits.max_pixels:
         raise BadRegion(f"a picture of {width_px} x {height_px} pixels is beyond the limit of {limits.max_pixels}")
     if segmentation is None:
-        return _from_box(box_xywh, height_px, width_px, None)
+        return _from_box(box_xywh, height_px, width_px, None, as_runs)
     try:
         if isinstance(segmentation, dict):
             source: Source = "rle"
@@ -140,17 +147,19 @@ def rasterise(
     except (BadRle, BadPolygons) as error:
         raise BadRegion(str(error)) from error
     if not int(counts[1::2].sum()):
-        return _from_box(box_xywh, height_px, width_px, empty_because)
-    return _from_counts(counts, height_px, width_px, source, note)
+        return _from_box(box_xywh, height_px, width_px, empty_because, as_runs)
+    return _from_counts(counts, height_px, width_px, source, note, as_runs)
 
 
-def _from_counts(counts: Counts, height_px: int, width_px: int, source: Source, note: str | None) -> RegionMask:
+def _from_counts(
+    counts: Counts, height_px: int, width_px: int, source: Source, note: str | None, as_runs: bool
+) -> RegionMask:
     """Return the mask of checked runs that hold a True, spreading out only the columns that do."""
-    if is_large(height_px, width_px):
+    if as_runs or is_large(height_px, width_px):
         runs = runs_of_counts(counts, height_px)
         left, top, right, bottom = runs.box_xyxy
         # A mask of scattered pixels is the smaller as a bitmap.
-        is_small = runs.num_bytes < (bottom - top) * (right - left)
+        is_small = as_runs or runs.num_bytes < (bottom - top) * (right - left)
         return _region_mask(
             runs if is_small else runs.bitmap(left, top, right, bottom),
             (left, top, right, bottom),
@@ -194,7 +203,9 @@ def _region_mask(
     )
 
 
-def _from_box(box_xywh: BoxXywh | None, height_px: int, width_px: int, instead_of: str | None) -> RegionMask:
+def _from_box(
+    box_xywh: BoxXywh | None, height_px: int, width_px: int, instead_of: str | None, as_runs: bool
+) -> RegionMask:
     """Return the mask of a box clipped to the picture: the pixels whose centre it holds, at least one a side."""
     prefix = f"{instead_of}, and " if instead_of else ""
     if box_xywh is None:
@@ -208,14 +219,14 @@ def _from_box(box_xywh: BoxXywh | None, height_px: int, width_px: int, instead_o
     y0, y1 = max(y, 0.0), min(y + height, float(height_px))
     if x1 <= x0 or y1 <= y0:
         raise BadRegion(f"{prefix}the box {list(box_xywh)} lies outside the picture of {width_px} x {height_px} pixels")
-    left, right = _covered(x0, x1, width_px)
-    top, bottom = _covered(y0, y1, height_px)
+    left, right = _covered(x0, x1)
+    top, bottom = _covered(y0, y1)
     notes = [f"{instead_of}; the box is used"] if instead_of else []
     if (x0, y0, x1, y1) != (x, y, x + width, y + height):
         notes.append("the box is clipped to the picture")
-    inside = np.ones((bottom - top, right - left), np.bool_) if not is_large(height_px, width_px) else None
+    as_runs = as_runs or is_large(height_px, width_px)
     return RegionMask(
-        inside=runs_of_box(left, top, right, bottom) if inside is None else inside,
+        inside=runs_of_box(left, top, right, bottom) if as_runs else np.ones((bottom - top, right - left), np.bool_),
         left_px=left,
         top_px=top,
         height_px=height_px,
@@ -227,10 +238,7 @@ def _from_box(box_xywh: BoxXywh | None, height_px: int, width_px: int, instead_o
     )
 
 
-def _covered(start: float, stop: float, num_pixels: int) -> tuple[int, int]:
-    """Return the first pixel and the one after the last whose centres lie in [start, stop); never none."""
+def _covered(start: float, stop: float) -> tuple[int, int]:
+    """Return the first pixel and the one after the last whose centres lie in [start, stop), 0 <= start < stop; never none."""
     first, after = math.ceil(start - 0.5), math.ceil(stop - 0.5)
-    if after <= first:
-        first = min(int(start), num_pixels - 1)
-        after = first + 1
-    return first, min(after, num_pixels)
+    return (first, after) if after > first else (int(start), int(start) + 1)

@@ -24,6 +24,7 @@ from rlabel.evaluation.reading import (
     stream_rows,
 )
 from rlabel.evaluation.records import Interval
+from rlabel.evaluation.run_files import run_with_answers
 from rlabel.evaluation.semantic import osprey_scores
 from rlabel.records import JsonObject, JsonValue
 from rlabel.storage import Store, split_url
@@ -110,9 +111,9 @@ def read_caption_truth(truth_url: str) -> list[CaptionTruth]:
 def read_captions(run_url: str) -> dict[RegionKey, str]:
     """Return {(image id, region id): caption} of a run of `rlabel label --task caption`.
 
-    Raises InputError for a file that is missing or no JSON, and a row without caption.
+    Raises InputError for a run of another task, a file that is missing or no JSON, and a row without caption.
     """
-    store = Store.open(run_url)
+    store = run_with_answers(run_url, CAPTIONS)
     captions: dict[RegionKey, str] = {}
     for position, row in enumerate(stream_rows(store, CAPTIONS, "annotations")):
         image_id, region_id, caption = id_to_text(row.get("image_id")), id_to_text(_region_id(row)), row.get("caption")
@@ -124,6 +125,17 @@ def read_captions(run_url: str) -> dict[RegionKey, str]:
         if image_id is not None and region_id is not None:
             captions[image_id, region_id] = caption
     return captions
+
+
+def check_captioned(
+    captions: Mapping[RegionKey, str], truth: Sequence[CaptionTruth], run_url: str, truth_url: str
+) -> None:
+    """Raise InputError where no region of a truth is among those that a run captioned: it belongs to another corpus."""
+    if captions and not any((region.image_id, region.region_id) in captions for region in truth):
+        raise InputError(
+            f"{truth_url}: expected regions of the run {run_url}, got none of its {len(captions)} captioned ones. "
+            "Name the truth of the corpus that was captioned."
+        )
 
 
 def _region_id(row: JsonObject) -> JsonValue:

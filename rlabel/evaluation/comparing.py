@@ -15,8 +15,8 @@ from rlabel.evaluation.judging import Judged, RegionKey, judge_run, outcomes_by_
 from rlabel.evaluation.paired import mcnemar_p, sign_flip_p
 from rlabel.evaluation.reading import LABELS, Origin, RunOutcome, read_categories, read_truth
 from rlabel.evaluation.records import Interval
+from rlabel.evaluation.run_files import run_with_answers
 from rlabel.records import JsonObject
-from rlabel.storage import Store
 
 ABSTAINED, FAILED, MISSING = "(abstained)", "(failed)", "(missing)"
 
@@ -185,7 +185,7 @@ def compare_runs(run_a: str, run_b: str, truth_url: str | None = None, provenanc
 
 
 def _agreement(run_a: str, run_b: str) -> Comparison:
-    stores = Store.open(run_a), Store.open(run_b)
+    stores = run_with_answers(run_a, LABELS), run_with_answers(run_b, LABELS)
     categories_a, categories_b = read_categories(stores[0], LABELS), read_categories(stores[1], LABELS)
     outcomes_a, outcomes_b = outcomes_by_key(stores[0], categories_a), outcomes_by_key(stores[1], categories_b)
     _check_same_regions(run_a, run_b, outcomes_a, outcomes_b)

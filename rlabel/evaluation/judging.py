@@ -19,6 +19,7 @@ from rlabel.evaluation.reading import (
     read_provenance,
     read_run_image_ids,
 )
+from rlabel.evaluation.run_files import run_with_answers
 from rlabel.storage import Store
 
 RegionKey = tuple[str, str]  # image id, region id
@@ -64,7 +65,7 @@ def judge_run(run_url: str, truth: Truth, truth_url: str) -> JudgedRun:
 
     Raises InputError for a run that is missing or damaged, or a truth of other regions or other categories.
     """
-    store = Store.open(run_url)
+    store = run_with_answers(run_url, LABELS)
     categories = read_categories(store, LABELS)
     covered = read_run_image_ids(store)
     outcomes = outcomes_by_key(store, categories)
@@ -103,8 +104,12 @@ def read_origins(provenance_url: str | None, truth: Truth, truth_url: str) -> di
 
 def _check_same_regions(outcomes: Mapping[RegionKey, RunOutcome], truth: Truth, run_url: str, truth_url: str) -> None:
     keys = {(region.image_id, region.region_id) for region in truth.regions}
-    if not outcomes or not keys or not keys.isdisjoint(outcomes):
+    if not outcomes or not keys.isdisjoint(outcomes):
         return
+    if not keys:
+        raise InputError(
+            f"{truth_url}: expected annotations, each with an id of its own, got none. Name the truth of the corpus that was labeled."
+        )
     ours = ", ".join(f"{region_id} of image {image_id}" for image_id, region_id in list(outcomes)[:3])
     theirs = ", ".join(f"{r.region_id} of image {r.image_id}" for r in truth.regions[:3])
     raise InputError(

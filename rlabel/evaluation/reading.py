@@ -15,7 +15,7 @@ from typing import Literal
 
 from rlabel.corpus.json_stream import Member, stream_members
 from rlabel.errors import InputError
-from rlabel.records import JsonObject, JsonValue
+from rlabel.records import BoxXywh, JsonObject, JsonValue
 from rlabel.storage import MissingFile, Store, read_url, split_url
 
 LABELS = "labels.json"
@@ -292,7 +292,7 @@ def read_truth(truth_url: str) -> Truth:
                 f"{where}, annotation {region_id}: category_id {category_id!r} is not among the file's "
                 f"{len(known)} categories. Name a file whose annotations carry the true categories."
             )
-        box_xywh = _box(row.get("bbox"))
+        box_xywh = read_box(row.get("bbox"))
         regions.append(
             TruthRegion(
                 image_id=image_id,
@@ -312,7 +312,8 @@ def _ids(value: JsonValue) -> tuple[int, ...]:
     return tuple(i for i in value if isinstance(i, int) and not isinstance(i, bool)) if isinstance(value, list) else ()
 
 
-def _box(value: JsonValue) -> tuple[float, float, float, float] | None:
+def read_box(value: JsonValue) -> BoxXywh | None:
+    """Return left, top, width and height, finite, the sides above 0; None for what is no such box."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = [float(v) for v in value if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]

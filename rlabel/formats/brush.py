@@ -58,26 +58,26 @@ def brush_to_mask(rle: JsonValue, height_px: int, width_px: int) -> MaskHW:
 def mask_to_brush(mask_HW: MaskHW) -> list[int]:
     """Return a mask, bool (H, W), as packed bytes: 255 in all four channels inside, 0 outside."""
     flat = mask_HW.ravel()
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]))
-    words: list[npt.NDArray[np.uint8]] = [
-        _bits_of(4 * flat.size, 32),
-        _bits_of(7, 5),
-        *(_bits_of(bits - 1, 4) for bits in _LENGTH_BITS),
-    ]
-    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        left = 4 * (stop - start)
-        value = _bits_of(255 if flat[start] else 0, 8)
-        while left:
-            length = min(left, 1 << _LENGTH_BITS[-1])
-            kind = next(index for index, bits in enumerate(_LENGTH_BITS) if length <= 1 << bits)
-            words += [_bits_of(4 + kind, 3), _bits_of(length - 1, _LENGTH_BITS[kind]), value]
-            left -= length
-    packed: list[int] = np.packbits(np.concatenate(words)).tolist()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    lengths, values = 4 * np.diff(starts), np.where(flat[starts[:-1]], 255, 0)
+    # Runs beyond the longest length are cut into several of it and a rest of at least 1.
+    longest = 1 << _LENGTH_BITS[-1]
+    num_whole = (lengths - 1) // longest
+    pieces = np.full(int(num_whole.sum()) + lengths.size, longest)
+    pieces[np.cumsum(num_whole + 1) - 1] = lengths - num_whole * longest
+    kinds = np.searchsorted([1 << bits for bits in _LENGTH_BITS], pieces)
+    length_bits = np.array(_LENGTH_BITS)[kinds]
+    words = ((4 + kinds) << (length_bits + 8)) | ((pieces - 1) << 8) | np.repeat(values, num_whole + 1)
+    head = [4 * flat.size, 7, *(bits - 1 for bits in _LENGTH_BITS)]
+    bits = np.concatenate((_bits_of(head, [32, 5, 4, 4, 4, 4]), _bits_of(words, 3 + length_bits + 8)))
+    packed: list[int] = np.packbits(bits).tolist()
     return packed
 
 
-def _bits_of(value: int, num_bits: int) -> npt.NDArray[np.uint8]:
-    return np.array([(value >> shift) & 1 for shift in range(num_bits - 1, -1, -1)], dtype=np.uint8)
+def _bits_of(words: npt.ArrayLike, num_bits: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Return the lowest bits of some words below 2^32, so many of each, one after the other, the highest first. uint8, 0 or 1."""
+    bits_N32 = np.unpackbits(np.asarray(words, dtype=">u4").view(np.uint8)).reshape(-1, 32)
+    return bits_N32[np.arange(32) >= 32 - np.asarray(num_bits)[:, None]]
 
 
 class _Bits:

@@ -9,7 +9,7 @@ import numpy as np
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import BadRegion, RegionMask, rasterise
 from rlabel.corpus.polygons import BadPolygons, polygon_counts
-from rlabel.corpus.rle import BadRle, Counts, MaskHW, counts_to_mask, counts_to_rle, rle_counts
+from rlabel.corpus.rle import BadRle, Counts, counts_to_mask, counts_to_rle, rle_counts
 from rlabel.formats.found import Notes
 from rlabel.formats.outlines import Loop, joined, outlines, simplified, without_holes
 from rlabel.formats.shown import ShownLabel, ShownPicture
@@ -31,12 +31,14 @@ class Shapes:
         self._ious: list[float] = []
 
     def mask(self, picture: ShownPicture, label: ShownLabel) -> RegionMask | None:
-        """Return a label's mask; None, noted, where it cannot be drawn."""
+        """Return a label's mask, kept as runs; None, noted, where it cannot be drawn."""
         if picture.width_px is None or picture.height_px is None:
             self.notes.say("masks left out, since the size of their picture is nowhere stated", _where(picture, label))
             return None
         try:
-            return rasterise(label.segmentation, label.box_xywh, picture.height_px, picture.width_px, self.limits)
+            return rasterise(
+                label.segmentation, label.box_xywh, picture.height_px, picture.width_px, self.limits, as_runs=True
+            )
         except BadRegion as bad:
             self.notes.say("masks left out, since they cannot be drawn", f"{_where(picture, label)}: {bad}")
             return None
@@ -72,16 +74,26 @@ class Shapes:
         A label that is one polygon inside its picture already keeps its own points.
         """
         own = _own_polygon(label, mask)
+        return [own] if own is not None and not self.tolerance_px else self._traced(mask, outlines(mask.runs))
+
+    def plain_polygon(self, label: ShownLabel, mask: RegionMask) -> Loop | None:
+        """Return the polygon of a label that is one piece without a hole, which every layout's can hold; None for any other."""
+        own = _own_polygon(label, mask)
         if own is not None and not self.tolerance_px:
-            return [own]
-        crop_hw = mask.crop_HW
+            return own
+        pieces = outlines(mask.runs)
+        if len(pieces) > 1 or (pieces[0][1] and own is None):
+            return None
+        return self._traced(mask, pieces)[0]
+
+    def _traced(self, mask: RegionMask, pieces: list[tuple[Loop, list[Loop]]]) -> list[Loop]:
         loops = []
-        for outer, holes in outlines(crop_hw):
+        for outer, holes in pieces:
             thinner = [simplified(hole, self.tolerance_px) for hole in holes]
             loops.append(without_holes(simplified(outer, self.tolerance_px), thinner))
         self.num_polygons += 1
         if self.tolerance_px > 0 and (self.num_polygons <= _MEASURED_ALL or self.num_polygons % _MEASURED_EVERY == 0):
-            self._ious.append(_iou(loops, crop_hw))
+            self._ious.append(_iou(loops, mask))
         return [loop + (mask.left_px, mask.top_px) for loop in loops]
 
     def polygon(self, label: ShownLabel, mask: RegionMask) -> Loop:
@@ -99,14 +111,6 @@ class Shapes:
             "mean_iou": round(float(np.mean(self._ious)), 4),
             "least_iou": round(min(self._ious), 4),
         }
-
-
-def is_plain(label: ShownLabel, mask: RegionMask) -> bool:
-    """Return whether a label is one piece without a hole, which every layout's polygon can hold."""
-    if _own_polygon(label, mask) is not None:
-        return True
-    pieces = outlines(mask.crop_HW)
-    return len(pieces) == 1 and not pieces[0][1]
 
 
 def _own_polygon(label: ShownLabel, mask: RegionMask) -> Loop | None:
@@ -127,7 +131,17 @@ def _own_polygon(label: ShownLabel, mask: RegionMask) -> Loop | None:
 
 def flat(loop: Loop) -> list[JsonValue]:
     """Return a polygon as x, y, x, y ..., whole numbers without a point."""
+    whole = whole_numbers(loop)
+    if whole is not None:
+        return list(whole)
     return [int(value) if value == int(value) else round(float(value), 3) for value in loop.ravel().tolist()]
+
+
+def whole_numbers(loop: Loop) -> list[int] | None:
+    """Return the x, y, x, y ... of a polygon of whole pixels, as a traced one is; None of any other, or with a minus zero."""
+    numbers = loop.ravel()
+    whole = numbers.astype(np.int64)
+    return whole.tolist() if (whole == numbers).all() and not np.signbit(numbers).any() else None
 
 
 def safe_stem(picture: ShownPicture, used: set[str], notes: Notes) -> str | None:
@@ -150,12 +164,11 @@ def safe_stem(picture: ShownPicture, used: set[str], notes: Notes) -> str | None
     return stem
 
 
-def _iou(loops: list[Loop], mask_hw: MaskHW) -> float:
-    height, width = mask_hw.shape
-    drawn = counts_to_mask(
-        polygon_counts([flat(loop) for loop in loops], height, width, Limits()).counts, height, width
-    )
-    return float((drawn & mask_hw).sum() / (drawn | mask_hw).sum())
+def _iou(loops: list[Loop], mask: RegionMask) -> float:
+    height, width = mask.crop_shape
+    counts = polygon_counts([flat(loop) for loop in loops], height, width, Limits()).counts
+    drawn_hw, mask_hw = counts_to_mask(counts, height, width), mask.crop_HW
+    return float((drawn_hw & mask_hw).sum() / (drawn_hw | mask_hw).sum())
 
 
 def _where(picture: ShownPicture, label: ShownLabel) -> str:

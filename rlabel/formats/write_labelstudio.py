@@ -6,15 +6,17 @@ Label Studio's documentation, "Import pre-annotated data": positions in percent,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import quote
 
 import numpy as np
 
 from rlabel.corpus.masks import RegionMask
 from rlabel.formats.brush import mask_to_brush
-from rlabel.formats.shapes import is_plain
+from rlabel.formats.outlines import Loop
+from rlabel.formats.shapes import whole_numbers
 from rlabel.formats.shown import ShownLabel, ShownPicture
-from rlabel.formats.writing import Export, buffered, json_list, xml_text
+from rlabel.formats.writing import Export, buffered, json_list, made_once, xml_text
 from rlabel.records import JsonObject, JsonValue
 
 _TAGS = (("rectanglelabels", "RectangleLabels"), ("polygonlabels", "PolygonLabels"), ("brushlabels", "BrushLabels"))
@@ -80,11 +82,27 @@ def _value(export: Export, label: ShownLabel, mask: RegionMask) -> tuple[str, Js
         x, y, w, h = label.box_xywh
         sides = {"x": x / width, "y": y / height, "width": w / width, "height": h / height}
         return "rectanglelabels", {**{key: round(100 * side, 8) for key, side in sides.items()}, "rotation": 0}
-    if is_plain(label, mask):
-        (loop,) = export.shapes.polygons(label, mask)
-        points: list[JsonValue] = [[round(100 * x / width, 8), round(100 * y / height, 8)] for x, y in loop.tolist()]
-        return "polygonlabels", {"points": points, "closed": True}
+    loop = export.shapes.plain_polygon(label, mask)
+    if loop is not None:
+        return "polygonlabels", {"points": _points(loop, width, height), "closed": True}
     return "brushlabels", {"format": "rle", "rle": list(mask_to_brush(mask.mask_HW))}
+
+
+def _points(loop: Loop, width_px: int, height_px: int) -> list[JsonValue]:
+    whole = whole_numbers(loop)
+    if whole is None:
+        return [[round(100 * x / width_px, 8), round(100 * y / height_px, 8)] for x, y in loop.tolist()]
+    xs, ys = _whole_percents(whole[::2], width_px), _whole_percents(whole[1::2], height_px)
+    return [[x, y] for x, y in zip(xs, ys, strict=True)]
+
+
+def _whole_percents(places: list[int], side_px: int) -> list[float]:
+    return made_once(places, _known_percents(side_px), lambda new: [round(100 * px / side_px, 8) for px in new])
+
+
+@lru_cache(maxsize=256)
+def _known_percents(side_px: int) -> dict[int, float]:
+    return {}
 
 
 def _interface(export: Export) -> str:

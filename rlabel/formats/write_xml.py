@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rlabel.corpus.masks import RegionMask
-from rlabel.formats.shapes import is_plain
+from rlabel.formats.outlines import Loop
+from rlabel.formats.shapes import whole_numbers
 from rlabel.formats.shown import ShownLabel, ShownPicture
 from rlabel.formats.writing import Export, Files, buffered, named_pictures, short, sized_pictures, xml_text
 
@@ -159,9 +160,8 @@ def _cvat_shape(export: Export, label: ShownLabel, mask: RegionMask) -> str:
     if label.segmentation is None or export.boxes_only:
         x, y, width, height = label.box_xywh
         kind, shape = "box", f'xtl="{short(x)}" ytl="{short(y)}" xbr="{short(x + width)}" ybr="{short(y + height)}"'
-    elif is_plain(label, mask):
-        (loop,) = export.shapes.polygons(label, mask)
-        kind, shape = "polygon", f'points="{";".join(f"{short(x)},{short(y)}" for x, y in loop.tolist())}"'
+    elif (loop := export.shapes.plain_polygon(label, mask)) is not None:
+        kind, shape = "polygon", f'points="{_points(loop)}"'
     else:
         crop_hw = mask.crop_HW
         changes = np.flatnonzero(np.diff(crop_hw.ravel(), prepend=False, append=not crop_hw[-1, -1]))
@@ -178,3 +178,10 @@ def _cvat_shape(export: Export, label: ShownLabel, mask: RegionMask) -> str:
         f'<attribute name="{name}">{xml_text(value)}</attribute>' for name, value in values.items() if value is not None
     )
     return f"    <{kind} {common} {shape}>{inner}</{kind}>\n"
+
+
+def _points(loop: Loop) -> str:
+    whole = whole_numbers(loop)
+    if whole is None:
+        return ";".join(f"{short(x)},{short(y)}" for x, y in loop.tolist())
+    return ";".join(map("%d,%d".__mod__, zip(whole[::2], whole[1::2], strict=True)))

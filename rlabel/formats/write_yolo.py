@@ -7,11 +7,14 @@ are joined and holes cut open by lines of no width, as Ultralytics' own converte
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import yaml
 
+from rlabel.formats.outlines import Loop
+from rlabel.formats.shapes import whole_numbers
 from rlabel.formats.shown import ShownLabel, ShownPicture
-from rlabel.formats.writing import Export, Files, named_pictures
+from rlabel.formats.writing import Export, Files, made_once, named_pictures
 
 _ZEROS = re.compile(r"\.?0+(?= |$)")
 
@@ -72,9 +75,27 @@ def _line(export: Export, picture: ShownPicture, label: ShownLabel) -> str | Non
             bottom / height,
         ]
     else:
-        loop = export.shapes.polygon(label, mask) / (width, height)
-        numbers = loop.ravel().tolist()
+        return f"{label.category.index} {_polygon(export.shapes.polygon(label, mask), width, height)}\n"
     return f"{label.category.index} {_shares(numbers)}\n"
+
+
+def _polygon(loop: Loop, width_px: int, height_px: int) -> str:
+    """Return the shares of a polygon's points; those of whole pixels, as traced ones are, have been written before."""
+    whole = whole_numbers(loop)
+    if whole is None:
+        return _shares((loop / (width_px, height_px)).ravel().tolist())
+    texts = [""] * len(whole)
+    texts[::2], texts[1::2] = _whole_shares(whole[::2], width_px), _whole_shares(whole[1::2], height_px)
+    return " ".join(texts)
+
+
+def _whole_shares(places: list[int], side_px: int) -> list[str]:
+    return made_once(places, _known_shares(side_px), lambda new: _shares([px / side_px for px in new]).split(" "))
+
+
+@lru_cache(maxsize=256)
+def _known_shares(side_px: int) -> dict[int, str]:
+    return {}
 
 
 def _shares(numbers: list[float]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 from xml.sax.saxutils import escape as _escape
 
 from rlabel.corpus.limits import Limits
@@ -18,6 +19,9 @@ from rlabel.storage import MissingFile, PathRefused, Store
 
 _CHUNK_BYTES = 1 << 20
 _WRITERS, _MOST_WAITING, _MOST_WAITING_BYTES = 16, 256, 1 << 26
+_MOST_KNOWN = 1 << 14
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,17 @@ def picture_bytes(export: Export, picture: ShownPicture) -> bytes | None:
         export.notes.say("pictures that are not copied, since they are missing or too large", picture.file_name)
         return None
     return data
+
+
+def made_once(numbers: list[int], known: dict[int, Value], make: Callable[[list[int]], Iterable[Value]]) -> list[Value]:
+    """Return what `make` makes of each number. known: what it made before, which is taken from there and added to."""
+    new = set(numbers).difference(known)
+    if len(known) + len(new) > _MOST_KNOWN:
+        known.clear()
+        new = set(numbers)
+    if new:
+        known.update(zip(new, make(list(new)), strict=True))
+    return [known[number] for number in numbers]
 
 
 def short(value: float) -> str:

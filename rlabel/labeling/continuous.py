@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import torch
@@ -23,6 +23,8 @@ from rlabel.spans import span
 
 # So much of the room has to be free before more is let in: a few large prefills cost less than many small ones.
 _FREE_SHARE = 0.5
+# Regions of images without all their answers, for each that may grow: their crops are held, in case they have to be asked again.
+_HELD_SHARE = 4
 _T = TypeVar("_T")
 
 
@@ -39,7 +41,7 @@ class ContinuousBatch(Generic[_T]):
     """Answers the regions of images in free text, by one engine; those of several calls grow together.
 
     Each answer is the one of `Engine.answer`, up to the rounding of sums in another order. most_regions: that grow at once; tokens are bounded by the
-    engine's options. An item stands for each image, and comes back with its answers.
+    engine's options. An item of its own stands for each image, and comes back with its answers.
     """
 
     def __init__(self, engine: Engine, most_regions: int) -> None:
@@ -62,9 +64,9 @@ class ContinuousBatch(Generic[_T]):
         self._waiting.update((id(item), item) for item in items)
         while not self.fits(inputs) and self._cohorts:
             self._step()
-        if self._has_room(len(inputs), _num_regions(inputs)):
+        if _num_regions(inputs) and self._has_room(len(inputs), _num_regions(inputs)):
             self._join(items, inputs)
-        else:  # more than is to be worked on at once: the engine parts it
+        else:  # nothing to ask, or more than is to be worked on at once: the engine parts it
             answers = self._engine.answer(inputs)
             self._keep(items, [len(own) for own in answers], chain.from_iterable(answers))
         free_regions = max(1, int(_FREE_SHARE * self._most_regions))
@@ -82,18 +84,26 @@ class ContinuousBatch(Generic[_T]):
         return answered
 
     def give_up(self) -> list[_T]:
-        """Return the items that have no answer yet, in the order of their joining, and forget them. Half as much goes on at once from here on."""
+        """Return the items that have no answer yet, in the order of their joining, and forget them."""
         waiting, self._waiting, self._cohorts = list(self._waiting.values()), {}, []
-        self._most_regions, self._most_tokens = max(1, self._most_regions // 2), max(1, self._most_tokens // 2)
         return waiting
+
+    def take_less(self) -> None:
+        """Let half as much go on at once from here on, in the end image by image."""
+        self._most_regions, self._most_tokens = self._most_regions // 2, self._most_tokens // 2
 
     def _has_room(self, num_images: int, num_regions: int) -> bool:
         prompt = self._engine.prompt
+        num_held = num_regions + sum(sum(cohort.counts) for cohort in self._cohorts)
         num_images += sum(cohort.growing.rows.num_prefixes for cohort in self._cohorts)
         num_regions += sum(cohort.growing.num_rows for cohort in self._cohorts)
         a_region = len(prompt.suffix_ids) + self._engine.options.max_new_tokens
         num_tokens = num_images * len(prompt.prefix_ids) + num_regions * a_region
-        return num_regions <= self._most_regions and num_tokens <= self._most_tokens
+        return (
+            num_regions <= self._most_regions
+            and num_held <= _HELD_SHARE * self._most_regions
+            and num_tokens <= self._most_tokens
+        )
 
     @torch.inference_mode()
     def _join(self, items: Sequence[_T], inputs: Sequence[RegionInputs]) -> None:
@@ -128,8 +138,8 @@ class ContinuousBatch(Generic[_T]):
         """Keep the answers to so many regions of each item until they are taken."""
         following = iter(answers)
         for item, count in zip(items, counts, strict=True):
+            self._answered.append((item, list(islice(following, count))))
             del self._waiting[id(item)]
-            self._answered.append((item, [next(following) for _ in range(count)]))
 
 
 def _num_regions(inputs: Sequence[RegionInputs]) -> int:

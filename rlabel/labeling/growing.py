@@ -30,11 +30,13 @@ class Growing(Generic[R]):
         self.is_done = num_answers == 0
         self._most = most
         self._number = 0
-        self._tokens_NM = torch.full((num_answers, most), -1, device=device)
+        self._tokens_NM = torch.zeros((num_answers, most), dtype=torch.long, device=device)
         self._logprobs_NM = torch.zeros((num_answers, most), device=device)
-        # The answer of each row, and which of them are done.
+        # On the CPU: the answer of each row, which of them are done, and the lengths of all answers.
         self._answer_R = torch.arange(num_answers)
         self._done_R = torch.zeros(num_answers, dtype=torch.bool)
+        self._length_N = torch.zeros(num_answers, dtype=torch.long)
+        self._on_device_R = self._answer_R.to(device)
 
     @property
     def num_rows(self) -> int:
@@ -42,10 +44,9 @@ class Growing(Generic[R]):
 
     def take(self, token_R: Tensor, logprob_R: Tensor, stops_R: Tensor) -> None:
         """Put a token behind each answer that is not done. stops_R: whether it is a stop token; on the CPU."""
-        growing_R = ~self._done_R.to(token_R.device)
-        on_device_R = self._answer_R.to(token_R.device)
-        self._tokens_NM[on_device_R, self._number] = torch.where(growing_R, token_R, -1)
-        self._logprobs_NM[on_device_R, self._number] = logprob_R
+        self._tokens_NM[self._on_device_R, self._number] = token_R
+        self._logprobs_NM[self._on_device_R, self._number] = logprob_R
+        self._length_N[self._answer_R[~self._done_R]] += 1
         self._number += 1
         self._done_R = self._done_R | stops_R
         self.token_R = token_R
@@ -56,15 +57,13 @@ class Growing(Generic[R]):
             kept_R = (~self._done_R).nonzero()[:, 0]
             self.rows.keep(kept_R)
             self._answer_R, self._done_R = self._answer_R[kept_R], self._done_R[kept_R]
-            self.token_R = token_R[kept_R.to(token_R.device)]
+            kept_on_device_R = kept_R.to(token_R.device)
+            self._on_device_R, self.token_R = self._on_device_R[kept_on_device_R], token_R[kept_on_device_R]
 
     def answers(self) -> list[tuple[list[int], list[float]]]:
         """Return the token ids of each answer with their natural-log probabilities, stop token included."""
-        found = []
-        for ids, logprobs in zip(self._tokens_NM.tolist(), self._logprobs_NM.tolist(), strict=True):
-            num_tokens = ids.index(-1) if -1 in ids else len(ids)
-            found.append((ids[:num_tokens], logprobs[:num_tokens]))
-        return found
+        lists = (self._tokens_NM.tolist(), self._logprobs_NM.tolist(), self._length_N.tolist())
+        return [(ids[:length], logprobs[:length]) for ids, logprobs, length in zip(*lists, strict=True)]
 
 
 def pick(growing: Sequence[Growing[R]], logits_RV: Tensor, stop_ids: Tensor) -> None:

@@ -18,6 +18,7 @@ from rlabel.corpus.decoding import IN_PROCESS, Decoder
 from rlabel.corpus.inputs import PreparedImage, PreparedRegion, prepare_image, stray_failure
 from rlabel.corpus.limits import Limits
 from rlabel.corpus.masks import RegionMask
+from rlabel.labeling.budget import is_out_of_memory
 from rlabel.labeling.continuous import ContinuousBatch
 from rlabel.labeling.describer import Describer, JoinableDescriber, sight_of
 from rlabel.labeling.engine import Decoded
@@ -59,8 +60,8 @@ class _Piece:
     inputs: Any
 
 
-# A piece with the answers to its regions, or with what the model could not do.
-_Answered: TypeAlias = tuple[_Piece, list[Decoded] | Exception]
+# A piece with the answers to its regions, or with the cause why the model gave none: no error, whose frames hold what was on the device.
+_Answered: TypeAlias = tuple[_Piece, list[Decoded] | str]
 
 
 class Labeler:
@@ -117,6 +118,7 @@ class Labeler:
             fits=self._fits if joining is None else joining.fits,
             answered=self._answered if joining is None else joining.answered,
             rest=None if joining is None else joining.rest,
+            forget=None if joining is None else joining.forget,
             finished=self._finished,
             outcomes={region.key: stray_failure(region) for region in shard.stray_regions},
         )
@@ -145,7 +147,7 @@ class Labeler:
                 with span("model inputs"):
                     piece = _Piece(record=record, regions=group, inputs=self.describer.prepare(image, group))
             except Exception as error:
-                lost.update(_model_failures(record, group, error))
+                lost.update(_model_failures(record, group, model_failure(error)))
             if is_last:
                 image = None  # a step that waits to be taken holds no pixels
             yield Step(outcomes=lost, piece=piece, is_last=is_last)
@@ -163,22 +165,20 @@ class Labeler:
             raise
         except Exception as error:
             if len(batch) == 1:
-                return [(batch[0], error.with_traceback(None))]  # whose frames hold what was on the device
+                return [(batch[0], model_failure(error))]
         else:
             return list(zip(batch, answers, strict=True))
         return [answered for piece in batch for answered in self._answered([piece])]
 
     def _finished(self, answered: Sequence[_Answered]) -> dict[str, Outcome]:
         """Snap the texts of a batch."""
-        texts = list(
-            dict.fromkeys(answer.text for _, told in answered if not isinstance(told, Exception) for answer in told)
-        )
+        texts = list(dict.fromkeys(answer.text for _, told in answered if not isinstance(told, str) for answer in told))
         # Together: the sentence encoder takes many texts at once.
         with span("snap"):
             snaps = {} if self.snapper is None else dict(zip(texts, self.snapper.snap(texts), strict=True))
         outcomes: dict[str, Outcome] = {}
         for piece, told in answered:
-            if isinstance(told, Exception):
+            if isinstance(told, str):
                 outcomes.update(_model_failures(piece.record, piece.regions, told))
                 continue
             for region, answer in zip(piece.regions, told, strict=True):
@@ -199,7 +199,7 @@ class Labeler:
 
 
 class _Joining:
-    """The pieces of one shard in a batch that they join and leave one by one. apart: answers those that the batch could not."""
+    """The pieces of one shard in a batch that they join and leave one by one. apart: answers a piece that the batch could not."""
 
     def __init__(self, batch: ContinuousBatch[_Piece], apart: Callable[[Sequence[_Piece]], list[_Answered]]) -> None:
         self._batch = batch
@@ -215,17 +215,25 @@ class _Joining:
     def rest(self) -> list[_Answered]:
         return self._tried(self._batch.finish)
 
+    def forget(self) -> None:
+        self._batch.give_up()
+
     def _tried(self, go_on: Callable[[], None]) -> list[_Answered]:
         try:
             go_on()
         except torch.AcceleratorError:
             raise  # as in Labeler._answered
         except Exception as error:
-            log.warning("the model failed for one of several images: %r; those without answers are asked apart", error)
+            log.warning(
+                "the model failed while it answered images together: %r; those without answers are asked apart", error
+            )
+            is_full = is_out_of_memory(error)
         else:
             return list(self._batch.take())
         # Outside the handler: the error holds what the failed try had allocated.
-        return [*self._batch.take(), *self._apart(self._batch.give_up())]
+        if is_full:
+            self._batch.take_less()
+        return [*self._batch.take(), *(told for piece in self._batch.give_up() for told in self._apart([piece]))]
 
 
 def unusable(answer: Decoded, *, may_be_empty: bool) -> tuple[str, str] | None:
@@ -314,9 +322,8 @@ def image_name(record: ImageRecord) -> str:
     return record.file_name or f"image id {record.row.get('id')}"
 
 
-def _model_failures(record: ImageRecord, regions: tuple[PreparedRegion, ...], error: Exception) -> dict[str, Outcome]:
-    log.warning("%s: the model failed: %r", record.file_name, error)
-    cause = model_failure(error)
+def _model_failures(record: ImageRecord, regions: tuple[PreparedRegion, ...], cause: str) -> dict[str, Outcome]:
+    log.warning("%s: %s", record.file_name, cause)
     return {region.region.key: _failure(region.region, record, cause) for region in regions}
 
 

@@ -10,6 +10,7 @@ Legend: B images, P prefix tokens, N tokens that are fed, X positions whose logi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,8 +26,12 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _BLOCK_NUMBERS = 1 << 17
 # Of a prompt whose tokens look at each other, at a time.
 _BLOCK_ROWS = 64
-# Whether the processor multiplies small bfloat16 matrices at once (AMX), which torch's fused attention is made for.
-_HAS_TILES: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+@cache
+def _has_tiles() -> bool:
+    """Return whether the processor multiplies small bfloat16 matrices at once (AMX), which torch's fused attention is made for."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 class Layers:
@@ -157,7 +162,7 @@ def _turned(values_NHE: Tensor, turn: _Turn) -> Tensor:
 
 def _attended(query_BHPE: Tensor, keys_BGPE: Tensor, values_BGPE: Tensor, scaling: float) -> Tensor:
     """Return what each token sees of those up to itself, (B, H, P, E). keys, values: of G heads, each of which H / G heads of queries look at."""
-    if query_BHPE.dtype != torch.bfloat16 or _HAS_TILES:
+    if query_BHPE.dtype != torch.bfloat16 or _has_tiles():
         return F.scaled_dot_product_attention(
             query_BHPE, keys_BGPE, values_BGPE, is_causal=True, scale=scaling, enable_gqa=True
         )

@@ -50,8 +50,8 @@ class _Piece:
     inputs: Any
 
 
-# A piece with the answers to its queries, or with what the model could not do.
-_Answered: TypeAlias = tuple[_Piece, Sequence[Decoded | Chosen] | Exception]
+# A piece with the answers to its queries, or with the cause why the model gave none, as in `labeler`.
+_Answered: TypeAlias = tuple[_Piece, Sequence[Decoded | Chosen] | str]
 
 
 class QueryLabeler:
@@ -169,7 +169,7 @@ class QueryLabeler:
             raise
         except Exception as error:
             if len(batch) == 1 and len(batch[0].queries) == 1:
-                return [(batch[0], error.with_traceback(None))]  # whose frames hold what was on the device
+                return [(batch[0], model_failure(error))]
         else:
             return list(zip(batch, answers, strict=True))
         alone = batch
@@ -182,10 +182,8 @@ class QueryLabeler:
 def _finished(answered: Sequence[_Answered]) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     for piece, told in answered:
-        if isinstance(told, Exception):
-            outcomes.update(
-                (query.key, _failed(query, piece.record, "model", model_failure(told))) for query in piece.queries
-            )
+        if isinstance(told, str):
+            outcomes.update((query.key, _failed(query, piece.record, "model", told)) for query in piece.queries)
             continue
         for query, asked, answer in zip(piece.queries, piece.asked, told, strict=True):
             outcomes[query.key] = _outcome(piece, query, asked, answer)

@@ -214,7 +214,7 @@ def feed_together(cohorts: Sequence[CascadeRows], embeddings_RMD: Tensor) -> Ten
     """
     num_rows, num_each, _ = embeddings_RMD.shape
     device = embeddings_RMD.device
-    starts_R = torch.cat([torch.full((rows.num_rows,), rows._position) for rows in cohorts]).to(device)
+    starts_R = torch.cat([torch.full((rows.num_rows,), rows._position, device=device) for rows in cohorts])
     positions_N = (starts_R[:, None] + torch.arange(num_each, device=device)).flatten()
     last_R = torch.arange(num_each - 1, num_rows * num_each, num_each, device=device)
     feeds = [rows._feed_of(num_each, rows._own) for rows in cohorts]

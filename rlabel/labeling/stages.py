@@ -53,7 +53,7 @@ class ShardWork(Generic[_P, _A]):
     images: the steps of each image, run on other threads, one step of an image at a time.
     fits: whether pieces go through the model together. answered: asks the model about a batch, in the thread that calls `answer`; it may keep answers
     back, and give others then.
-    rest: gives what `answered` kept back, after the last batch; None where it keeps nothing back.
+    rest: gives what `answered` kept back, after the last batch; forget: lets go of it where the shard is given up. None where it keeps nothing back.
     finished: makes outcomes by key of what these two gave, in another thread.
     """
 
@@ -67,10 +67,12 @@ class ShardWork(Generic[_P, _A]):
         finished: Callable[[_A], Mapping[str, Outcome]],
         outcomes: Mapping[str, Outcome],
         rest: Callable[[], _A] | None = None,
+        forget: Callable[[], None] | None = None,
     ) -> None:
         self.shard = shard
         self._stages = stages
-        self._fits, self._answered, self._rest, self._finished = fits, answered, rest, finished
+        self._fits, self._answered, self._finished = fits, answered, finished
+        self._rest, self._forget = rest, forget
         self._outcomes = dict(outcomes)
         self._images = iter(images)
         self._ahead: deque[tuple[Iterator[Step[_P]], Future[Step[_P]]]] = deque()
@@ -123,6 +125,8 @@ class ShardWork(Generic[_P, _A]):
             finishing.cancel()
         self._ahead.clear()
         self._unfinished.clear()
+        if self._forget is not None:
+            self._forget()
 
     def __enter__(self) -> ShardWork[_P, _A]:
         return self

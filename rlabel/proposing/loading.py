@@ -10,6 +10,7 @@ import transformers
 from rlabel.errors import InputError
 from rlabel.proposing.models import CLASSES, ProposerPlan
 from rlabel.proposing.settings import ProposeSettings
+from rlabel.regiongpt.devices import usable_device
 from rlabel.vlm.loading import first_line
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,12 +19,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def load(plan: ProposerPlan, settings: ProposeSettings) -> tuple[Any, torch.device]:
     """Return the plan's model in eval mode on the device, and the device.
 
-    Raises InputError when its files are damaged, or weights are missing.
+    Raises UsageError for a device that is not here, InputError when its files are damaged, or weights are missing.
     """
     # Another number of threads sums in another order: it is a setting, so that every worker gives the same bytes.
     torch.set_num_threads(settings.cpus_per_actor)
     transformers.utils.logging.disable_progress_bar()
-    device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(settings.device)
     given = f"--proposer {plan.folder}"
     try:
         model, info = getattr(transformers, CLASSES[plan.kind]).from_pretrained(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers.utils import logging
 
 from rlabel.errors import InputError
 from rlabel.regiongpt.assembly import load_processor, save
@@ -48,4 +49,5 @@ def averaged(folders: Sequence[str]) -> RegionGPTForConditionalGeneration:
 
 def write_average(folders: Sequence[str], out: str, dtype: str) -> None:
     """Write the folder of the model that `averaged` returns, with the processor of the first."""
+    logging.disable_progress_bar()
     save(averaged(folders).to(getattr(torch, dtype)), load_processor(folders[0]), out)

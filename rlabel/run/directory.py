@@ -291,7 +291,10 @@ def _manifest_or_none(store: Store) -> Manifest | None:
 
 
 def _refusal(store: Store, old: Manifest, new: Manifest) -> str:
-    lines = "".join(f"\n  {line}" for line in differing_fields(old, new))
+    fields = differing_fields(old, new)
+    if (task := [line for line in fields if line.startswith("settings.task: ")]) and len(fields) > 1:
+        fields = [*task, f"and {len(fields) - 1} others, as runs of two tasks do"]
+    lines = "".join(f"\n  {line}" for line in fields)
     return (
         f"{store.join('')}: holds a run with other settings; continuing it would mix two kinds of labels. "
         f"These differ (there -> now):{lines}\nGive another --out, or the settings of that run."

@@ -69,19 +69,20 @@ class LabelWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         """Load the model (quantized on load where asked) and the embedder.
 
-        Raises InputError when the model cannot be loaded, RunError where no process can be started to decode pictures.
+        Raises UsageError for a device that is not here, InputError when the model cannot be loaded, RunError where no decoder can be started.
         """
         import torch
         from transformers.utils import logging
 
         from rlabel.labeling.engine import Engine, EngineOptions
         from rlabel.regiongpt.assembly import load_processor
+        from rlabel.regiongpt.devices import usable_device
         from rlabel.regiongpt.quantization import Precision, load_model, quantized_layers
 
         settings = spec.settings
         # Another number of threads sums in another order: it is a setting, so that every worker gives the same bytes.
         torch.set_num_threads(settings.cpus_per_actor)
-        device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = usable_device(settings.device)
         self.device = device
         self.memory: MemoryKeeper | None = None
         if device.startswith("cuda"):

@@ -136,6 +136,9 @@ def trouble(error: OSError, where: str, verb: str, is_local: bool) -> StorageErr
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         check = "the permissions" if is_local else "the permissions and the credentials"
         return StorageError(f"{where}: cannot {verb} it ({reason}). Check {check}, or choose another place.")
+    if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+        found = "a folder where a file" if isinstance(error, IsADirectoryError) else "a file where a folder"
+        return StorageError(f"{where}: cannot {verb} it: there is {found} is expected ({reason}). Give another path.")
     check = "the path" if is_local else "the URL, the credentials and the connection"
     # A disk that cannot read one file may read the next one.
     is_down = not is_local and may_pass(error) and not isinstance(error, DriverTrouble)

@@ -79,6 +79,7 @@ class TrainJob:
     format: Format | Literal["auto"] = "coco"
     split: str | None = None
     val_split: str | None = None
+    val_format: Format | Literal["auto"] | None = None  # None: as format
     mixture: Mixture | None = None
     num_loader_workers: int = 1
 
@@ -100,7 +101,8 @@ class TrainJob:
         """Return what is validated on, opened and checked; None where there is nothing. Raises InputError."""
         if not (self.val_images_url and self.val_annotations_url):
             return None
-        return load_corpus(self.val_images_url, self.val_annotations_url, self.val_limit, self.format, self.val_split)
+        format = self.val_format or self.format
+        return load_corpus(self.val_images_url, self.val_annotations_url, self.val_limit, format, self.val_split)
 
 
 # A person who watches wants a line at least so often.

@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlabel.config import DatasetFormat
+from rlabel.corpus.labeled import Format
 from rlabel.errors import InputError, RlabelError
 from rlabel.prompts.tasks import Task
 from rlabel.training.corpus import TrainCorpus, union
@@ -109,7 +110,9 @@ def open_mixture(mixture: Mixture, limit: int | None = None) -> TrainCorpus:
     for one in mixture.datasets:
         try:
             images, annotations = one.images_url(mixture.folder), one.annotations_url(mixture.folder)
-            part = read_part(images, annotations, limit, one.format, one.split, one.name)
+            # Other layouts than these were converted before, or are refused here.
+            read_as = cast(Literal[Format, "auto"], one.format)
+            part = read_part(images, annotations, limit, read_as, one.split, one.name)
             check_pictures(part)
         except RlabelError as error:
             raise type(error)(f"{mixture.where}, dataset {one.name}: {error}") from error

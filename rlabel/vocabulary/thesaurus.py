@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rlabel.errors import InputError
-from rlabel.storage import open_url
+from rlabel.storage import MissingFile, open_url
 from rlabel.vocabulary.words import fold, stem
 
 # What may be named instead of a folder: the nouns that rlabel carries, and no thesaurus at all.
@@ -163,8 +163,9 @@ def _content(url: str) -> bytes:
         with open_url(url) as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # every filesystem raises its own kinds
+        got = "nothing" if isinstance(error, MissingFile) else f"{type(error).__name__}: {error}".removesuffix(".")
         raise InputError(
-            f"{url}: expected a file of WordNet, got {type(error).__name__}: {error}. "
+            f"{url}: expected a file of WordNet, got {got}. "
             f"Name the folder that holds {_INDEX} and {_DATA}, or give {WORDNET!r} for the nouns that rlabel carries, or {NO_THESAURUS!r}."
         ) from error
     if len(content) > MAX_FILE_BYTES:
