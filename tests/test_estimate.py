@@ -158,7 +158,7 @@ def test_a_plain_dry_run_ends_with_json_too(setup: Setup, tmp_path: Path) -> Non
         (["--measure-precisions", "nf4"], "--measure-precisions: it belongs to --measure N"),
         (["--price-per-hour", "2"], "--price-per-hour: it belongs to --measure N"),
         (["--measure", "0"], "0 is not in the range"),
-        (["--measure", "2", "--price-per-hour", "nan"], "expected an amount of money"),
+        (["--measure", "2", "--price-per-hour", "nan"], "nan is no finite number"),
         (["--measure", "2", "--measure-precisions", "fp8"], "got 'fp8'"),
     ],
 )

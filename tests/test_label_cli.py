@@ -82,7 +82,7 @@ CASES: list[tuple[str, int, Callable[[Setup, Path], dict[str, object]], tuple[st
     ("no YAML file", 2, lambda s, t: {"config": t / "gone.yaml"}, ("--config", "gone.yaml")),
     ("bad YAML", 2, lambda s, t: {"config": written(t / "bad.yaml", "a: [1\n")}, ("--config", "bad.yaml", "YAML")),
     ("an unknown setting in YAML", 2, lambda s, t: {"config": written(t / "s.yaml", "colour: red\n")}, ("s.yaml", "colour", "known keys")),
-    ("a number out of range", 2, lambda s, t: {"threshold": 3}, ("--threshold", "less than or equal to 1")),
+    ("a number out of range", 2, lambda s, t: {"threshold": 3}, ("--threshold", "expected at most 1.0, got 3")),
     ("a word for a number", 2, lambda s, t: {"limit": "many"}, ("--limit", "many")),
     ("an unknown choice", 2, lambda s, t: {"quantization": "int4"}, ("--quantization", "int4")),
     ("a question without a region", 2, lambda s, t: {"question": "What is this?"}, ("--question", "<region>")),

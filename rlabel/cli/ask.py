@@ -51,7 +51,7 @@ def ask(
             f"IMAGE {image}: expected the file of a picture, got {'a folder' if image else 'an empty text'}. Name a file."
         )
     try:
-        pixels_HWC = open_image(*split_url(image), limits, shared_decoders())
+        pixels_HWC = open_image(*split_url(image), limits, decoder=shared_decoders())
     except BadImage as error:
         raise InputError(f"{image}: {error}") from error
     masks = [read_region(text, pixels_HWC.shape[0], pixels_HWC.shape[1], limits) for text in regions]
