@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,8 +44,6 @@ def asked_measure(
         return None
     if not dry_run:
         raise UsageError("--measure: it belongs to --dry-run. Add that, or leave it out.")
-    if price_per_hour is not None and not math.isfinite(price_per_hour):
-        raise UsageError(f"--price-per-hour {price_per_hour}: expected an amount of money, such as 2.5.")
     from rlabel.run.estimate import settings_at
 
     names = [] if precisions is None else [name.strip() for name in precisions.split(",")]
