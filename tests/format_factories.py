@@ -68,6 +68,16 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
+def make_yolo(folder: Path, labels_a: str, labels_b: str) -> Path:
+    """Two pictures in YOLO's layout, a.jpg and b.jpg, with these lines of labels; the classes are cat and dog."""
+    make_pictures(folder / "images", "a.jpg", "b.jpg")
+    (folder / "labels").mkdir()
+    (folder / "labels/a.txt").write_text(labels_a)
+    (folder / "labels/b.txt").write_text(labels_b)
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images\nval: images\n")
+    return folder
+
+
 def make_pictures(folder: Path, *names: str) -> Path:
     """Pictures of 64 x 48 pixels."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from format_factories import make_pictures, picture_bytes, tar_of
+from format_factories import make_pictures, make_yolo, picture_bytes, tar_of
 from label_factories import Outcome, rlabel_here, save_model
 from rlabel.errors import InputError, UsageError
 from rlabel.formats.convert import convert
@@ -28,11 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with yolo/ (two pictures, three boxes of two classes) and names.txt."""
-    make_pictures(tmp_path / "yolo/images", "a.jpg", "b.jpg")
-    (tmp_path / "yolo/labels").mkdir()
-    (tmp_path / "yolo/labels/a.txt").write_text(LINES)
-    (tmp_path / "yolo/labels/b.txt").write_text(OTHER)
-    (tmp_path / "yolo/data.yaml").write_text("names: [cat, dog]\ntrain: images\nval: images\n")
+    make_yolo(tmp_path / "yolo", LINES, OTHER)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dataset_factories import refcoco_folder
-from format_factories import make_pictures, picture_bytes, tar_of
+from format_factories import make_pictures, make_yolo, picture_bytes, tar_of
 from label_factories import Outcome, rlabel_here
 from rlabel.config import DatasetFormat
 from rlabel.corpus.open import FORMATS
@@ -37,11 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with yolo/ (two pictures, three boxes of cat and dog) and r.yaml, a recipe of one short stage."""
-    make_pictures(tmp_path / "yolo/images", "a.jpg", "b.jpg")
-    (tmp_path / "yolo/labels").mkdir()
-    (tmp_path / "yolo/labels/a.txt").write_text(IN_A)
-    (tmp_path / "yolo/labels/b.txt").write_text(OUTSIDE)
-    (tmp_path / "yolo/data.yaml").write_text("names: [cat, dog]\ntrain: images\nval: images\n")
+    make_yolo(tmp_path / "yolo", IN_A, OUTSIDE)
     (tmp_path / "r.yaml").write_text(json.dumps(recipe(stage("align", epochs=1)).model_dump(mode="json")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
