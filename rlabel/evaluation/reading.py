@@ -140,9 +140,8 @@ def read_members(store: Store, name: str) -> Iterator[Member]:
     try:
         stream = store.open_read(name)
     except MissingFile as error:
-        raise InputError(
-            f"{where}: there is no such file. Check the path; a run has its labels once `rlabel label` ended."
-        ) from error
+        ends = "; a run has its labels once `rlabel label` ended" if name == LABELS else ""
+        raise InputError(f"{where}: there is no such file. Check the path{ends}.") from error
     with closing(stream):
         yield from stream_members(stream, where)
 
